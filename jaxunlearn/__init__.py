@@ -1,0 +1,1 @@
+"""Instance-wise unlearning in JAX."""

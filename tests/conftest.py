@@ -1,0 +1,28 @@
+"""Strict by default: 8 fake devices, warnings are errors, rank promotion raises."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def shared_dir() -> Path | None:
+    """Return the folder of real data and third-party weights, or None where it is absent."""
+    named = os.environ.get("JAXUNLEARN_SHARED")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared"
+    return folder if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The shared folder; skip where it is absent."""
+    folder = shared_dir()
+    if folder is None:
+        pytest.skip("needs the shared data and weights beside the checkout (or JAXUNLEARN_SHARED)")
+    return folder
