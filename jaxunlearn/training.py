@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _progress, _tree, _validate, losses
+from jaxunlearn import _progress, _validate, losses
 from jaxunlearn._types import ApplyFn, Array, Model, Params, PyTree
 
 Augment = Callable[[Array, Array], Array]
@@ -252,8 +252,11 @@ def _run(
     _validate.one_of("loop", loop, ("auto", "device", "host"))
     host = loop == "host" or (loop == "auto" and jax.default_backend() == "cpu")
     init = sgd.transformation().init
-    # Steps donate their state: the caller's weights must not be the buffers given away.
-    params, model_state = _tree.copy(model.params), _tree.copy(model.model_state)
+    # Steps donate their state, so it must not be the caller's buffers; a stated dtype is never weak, which
+    # would retrace the second step.
+    params, model_state = jax.tree.map(
+        lambda a: jnp.array(a, dtype=jnp.result_type(a), copy=True), (model.params, model.model_state)
+    )
     state = _State(params, model_state, (jax.vmap(init) if plan.vmapped else init)(params))
     infos: list[dict[str, np.ndarray]] = []
     steps = plan.steps_per_epoch * plan.epochs
