@@ -1,0 +1,141 @@
+"""Read weights from files that others wrote, without running what is in them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_TORCH = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
+_SUFFIXES = (".safetensors", ".npz", *_TORCH)
+_NESTED = ("state_dict", "model_state_dict", "model", "net")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Read named arrays in PyTorch's names and layout from a file.
+
+    ``.safetensors`` and ``.npz`` files are read as they are; PyTorch pickles
+    (``.pth``, ``.pt``, ``.th``, ``.tar``, ``.ckpt``, ``.bin``) by
+    ``torch.load(weights_only=True)``, which refuses code. A state dict one level
+    down (``state_dict``, ``model``, ``net``) is found, prefixes that all names
+    share (``module.``) are cut off.
+
+    Args:
+      path: the file.
+
+    Returns:
+      Arrays by name, in the order of the file.
+
+    Raises:
+      OSError: the file is missing or cannot be read.
+      ValueError: unknown kind of file, a corrupt one, one with more than plain
+        tensors in it, or a library that is not installed.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in _SUFFIXES:
+        raise ValueError(f"weights must be a file of kind {', '.join(_SUFFIXES)}; got {path.name!r}")
+    with path.open("rb"):  # a missing, unreadable or odd path fails here, with the system's own reason
+        pass
+    if path.suffix.lower() == ".safetensors":
+        tensors = _safetensors(path)
+    elif path.suffix.lower() == ".npz":
+        tensors = _npz(path)
+    else:
+        tensors = _torch(path)
+    if not tensors:
+        raise ValueError(f"{path.name} holds no tensors")
+    return strip_prefix(tensors)
+
+
+def strip_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Cut off what wrappers put before every name.
+
+    >>> strip_prefix({"module.fc.weight": 1, "module.fc.bias": 2})
+    {'fc.weight': 1, 'fc.bias': 2}
+    """
+    named = dict(tensors)
+    while named:
+        shared = next((p for p in _PREFIXES if all(name.startswith(p) for name in named)), None)
+        if shared is None:
+            break
+        named = {name.removeprefix(shared): value for name, value in named.items()}
+    return named
+
+
+def _safetensors(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ValueError(f"reading {path.name} needs safetensors: pip install 'jaxunlearn[flax]'") from None
+    try:
+        return dict(safetensors.numpy.load_file(path))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path.name} is no complete safetensors file: {_line(error)}") from None
+
+
+def _npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            return {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
+        raise ValueError(f"{path.name} is no complete npz file of plain arrays: {_line(error)}") from None
+
+
+def _torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError:
+        raise ValueError(
+            f"reading {path.name} needs PyTorch: pip install 'jaxunlearn[torch]', or convert it to .safetensors"
+        ) from None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
+        if "weights_only" in str(error) and "GLOBAL" in str(error).upper():
+            raise ValueError(
+                f"{path.name} is a pickle with more than plain tensors in it and was not run;"
+                " save its state_dict() alone, best as .safetensors"
+            ) from None
+        raise ValueError(f"{path.name} is no complete PyTorch file: {_line(error)}") from None
+    return _plain(path, loaded)
+
+
+def _plain(path: Path, loaded: Any) -> dict[str, np.ndarray]:
+    """Return the tensors of a loaded object that is a state dict or holds one."""
+    if isinstance(loaded, Mapping):
+        loaded = next((loaded[key] for key in _NESTED if isinstance(loaded.get(key), Mapping)), loaded)
+    if not isinstance(loaded, Mapping):
+        raise ValueError(f"{path.name} is no state dict: it holds a {type(loaded).__name__}")
+    tensors = {}
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not hasattr(value, "detach"):
+            raise ValueError(f"{path.name} is no plain state dict: {name!r} is a {type(value).__name__}, not a tensor")
+        tensors[name] = as_numpy(name, value)
+    return tensors
+
+
+def as_numpy(name: str, value: Any) -> np.ndarray:
+    """Return an array or a PyTorch tensor as a NumPy array; bfloat16 widens to float32."""
+    if not hasattr(value, "detach"):
+        return np.asarray(value)
+    try:
+        tensor = value.detach().cpu()
+        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise ValueError(f"tensor {name!r} is no dense array: {_line(error)}") from None
+
+
+def _line(error: BaseException) -> str:
+    """Return the first sentence of an error's message, on one line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else text[:157] + "..."
