@@ -1,0 +1,278 @@
+"""Run a step many times: from the host, or inside one loop on the device.
+
+On CPU, XLA leaves the gradient convolutions of a loop body in a slow form, so
+there a loop is better stepped from the host; elsewhere it lives on the device.
+Both forms run the same steps in the same order.
+
+Nothing here retraces when called again: functions are module-level (or hash
+and compare equal), what selects code goes through ``statics``, what varies
+through arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _progress, _validate
+from jaxunlearn._types import PyTree
+
+Loop: TypeAlias = Literal["auto", "host", "device"]
+LOOPS: tuple[Loop, ...] = ("auto", "host", "device")
+
+
+def is_traced(*trees: PyTree) -> bool:
+    """Return whether any leaf is a tracer, that is, whether we are under jit, vmap or grad."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def on_host(*trees: PyTree, loop: Loop = "auto") -> bool:
+    """Return whether a loop over these values is stepped from the host.
+
+    Args:
+      *trees: the values that the loop works on.
+      loop: "host", "device", or "auto": the host on CPU, the device elsewhere
+        and wherever a value is traced.
+
+    Raises:
+      ValueError: for another loop, or "host" with traced values.
+
+    >>> on_host(jnp.zeros(2), loop="device")
+    False
+    """
+    _validate.one_of("loop", loop, LOOPS)
+    traced = is_traced(*trees)
+    if loop == "host" and traced:
+        raise ValueError("loop='host' cannot run under jit, vmap or grad; use loop='auto' or 'device'")
+    return loop == "host" or (loop == "auto" and not traced and jax.default_backend() == "cpu")
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def call(fn: Callable[..., Any], statics: tuple[Any, ...], *args: PyTree) -> Any:
+    """Return ``fn(*statics, *args)``, compiled once for equal functions, statics and shapes.
+
+    >>> int(call(jnp.add, (), 1, 2))
+    3
+    """
+    return fn(*statics, *args)
+
+
+def repeat(
+    body: Callable[..., PyTree],
+    n: int,
+    carry: PyTree,
+    *consts: PyTree,
+    statics: tuple[Any, ...] = (),
+    loop: Loop = "auto",
+    label: str | None = None,
+    done: int = 0,
+    total: int | None = None,
+) -> PyTree:
+    """Return the carry after n steps ``carry = body(*statics, i, carry, *consts)``, i = 0..n-1.
+
+    Args:
+      body: hashable; i is an int32 scalar, traced.
+      n: number of steps, a Python int.
+      carry: pytree whose structure, shapes and dtypes the body keeps.
+      *consts: pytrees that the body reads.
+      statics: hashable leading arguments of the body.
+      loop: see `on_host`.
+      label: what progress is reported as; the host form reports after each step.
+      done, total: where this call stands in larger work, in steps.
+
+    Raises:
+      ValueError: for a negative n or a loop that cannot be.
+
+    >>> int(repeat(jnp.add, 4, jnp.int32(0)))  # 0 + 1 + 2 + 3
+    6
+    """
+    if n < 0:
+        raise ValueError(f"n must be at least 0; got {n}")
+    if not on_host(carry, consts, loop=loop):
+        return call(_device_repeat, (body, n, statics), carry, *consts)
+    for i in range(n):
+        carry = call(body, statics, np.int32(i), carry, *consts)
+        if label is not None:
+            jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
+            _progress.report(label, done + i + 1, n if total is None else total)
+    return carry
+
+
+def _device_repeat(
+    body: Callable[..., PyTree], n: int, statics: tuple[Any, ...], carry: PyTree, *consts: PyTree
+) -> PyTree:
+    return jax.lax.fori_loop(0, n, lambda i, carry: body(*statics, i, carry, *consts), carry)
+
+
+def fold(
+    body: Callable[..., PyTree],
+    carry: PyTree,
+    xs: PyTree,
+    *consts: PyTree,
+    microbatch_size: int,
+    statics: tuple[Any, ...] = (),
+    exact: bool = False,
+    interleave: bool = False,
+    loop: Loop = "auto",
+    label: str | None = None,
+) -> PyTree:
+    """Return the carry after ``carry = body(*statics, carry, chunk, *consts)`` for each microbatch.
+
+    Args:
+      body: hashable, see `repeat`.
+      carry: pytree whose structure, shapes and dtypes the body keeps.
+      xs: pytree of arrays with one leading axis of n >= 1 rows.
+      *consts: pytrees that the body reads.
+      microbatch_size: rows of a chunk; rounded down to a power of two above n where n is smaller.
+      statics: hashable leading arguments of the body.
+      exact: cut the last chunk short (one more compilation) instead of padding it with zeros.
+      interleave: see `split`; False keeps the rows of a chunk consecutive.
+      loop: see `on_host`.
+      label: what progress is reported as, in chunks.
+
+    Raises:
+      ValueError: where xs is empty, lengths differ or the size is below 1.
+    """
+    n, size = rows(xs), chunk_size(rows(xs), microbatch_size, exact=exact)
+    whole = n // size if exact else -(-n // size)
+    head = jax.tree.map(lambda a: a[: whole * size], xs) if exact and whole * size < n else xs
+    chunks = split(head, size, interleave=interleave)
+    if on_host(carry, xs, consts, loop=loop):
+        for c in range(whole):
+            carry = call(body, statics, carry, pick(chunks, c), *consts)
+            if label is not None:
+                jax.block_until_ready(carry)
+                _progress.report(label, c + 1, -(-n // size))
+    else:
+        carry = call(_device_fold, (body, statics), carry, chunks, *consts)
+    if exact and whole * size < n:
+        tail = jax.tree.map(lambda a: a[whole * size :], xs)
+        carry = call(body, statics, carry, tail, *consts)
+    return carry
+
+
+def _device_fold(
+    body: Callable[..., PyTree], statics: tuple[Any, ...], carry: PyTree, chunks: PyTree, *consts: PyTree
+) -> PyTree:
+    return jax.lax.scan(lambda carry, chunk: (body(*statics, carry, chunk, *consts), None), carry, chunks)[0]
+
+
+def accumulate(
+    fn: Callable[..., PyTree],
+    xs: PyTree,
+    *consts: PyTree,
+    microbatch_size: int,
+    statics: tuple[Any, ...] = (),
+    loop: Loop = "auto",
+    label: str | None = None,
+) -> PyTree:
+    """Return the sum over microbatches of ``fn(*statics, chunk, *consts)``, a pytree of arrays.
+
+    The last chunk is padded with zeros: a leaf of ``xs`` must be a weight, of
+    which zero means padding, and ``fn`` must give nothing for such rows. So
+    memory is flat in n, and stepped from the host a new n recompiles only the
+    cutting. Rows are dealt to the chunks in turn, see `split`.
+
+    Args and errors are those of `fold`.
+
+    >>> weighted = lambda chunk: jnp.sum(chunk[0] * chunk[1])
+    >>> float(accumulate(weighted, (jnp.arange(5.0), jnp.ones(5)), microbatch_size=2))
+    10.0
+    """
+    size = chunk_size(rows(xs), microbatch_size)
+    chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), xs)
+    shapes = call.eval_shape(fn, statics, chunk, *consts)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return fold(
+        _add,
+        zeros,
+        xs,
+        *consts,
+        microbatch_size=microbatch_size,
+        statics=(fn, statics),
+        interleave=True,
+        loop=loop,
+        label=label,
+    )
+
+
+def _add(fn: Callable[..., PyTree], statics: tuple[Any, ...], total: PyTree, chunk: PyTree, *consts: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, total, call(fn, statics, chunk, *consts))  # call: traced already, by eval_shape
+
+
+def rows(xs: PyTree) -> int:
+    """Return the length of the leading axis; raise ValueError where there is none or lengths differ."""
+    lengths = {np.shape(leaf)[:1] for leaf in jax.tree.leaves(xs)}
+    if len(lengths) != 1 or lengths == {()}:
+        raise ValueError(f"arrays must share one leading axis; got lengths {sorted(lengths)}")
+    n = lengths.pop()[0]
+    if n == 0:
+        raise ValueError("got no rows: at least one instance is needed")
+    return n
+
+
+def chunk_size(n: int, microbatch_size: int, *, exact: bool = False) -> int:
+    """Return the rows of a chunk for n rows: the microbatch size, less where n is far below it.
+
+    Powers of two, so that few sizes are ever compiled; ``exact`` caps at n.
+
+    >>> [chunk_size(n, 64) for n in (1, 5, 40, 500)]
+    [1, 8, 64, 64]
+    """
+    _validate.positive_int("microbatch_size", microbatch_size)
+    return min(microbatch_size, n if exact else 1 << (n - 1).bit_length())
+
+
+@partial(jax.jit, static_argnames=("size", "interleave"))
+def split(xs: PyTree, size: int, *, interleave: bool = True) -> PyTree:
+    """Cut arrays of n rows into chunks, (chunks, size, ...), the last rows padded with zeros.
+
+    Interleaved, chunk c has the rows c, c + chunks, ...: arrays sharded over
+    the rows then stay sharded within each chunk.
+
+    >>> split(jnp.arange(1, 6), 2).tolist()
+    [[1, 4], [2, 5], [3, 0]]
+    """
+
+    def cut(a: Any) -> Any:
+        chunks = -(-a.shape[0] // size)
+        missing = chunks * size - a.shape[0]
+        if missing:
+            a = jnp.concatenate([a, jnp.zeros_like(a, shape=(missing, *a.shape[1:]))])
+        if interleave:
+            return jnp.swapaxes(a.reshape(size, chunks, *a.shape[1:]), 0, 1)
+        return a.reshape(chunks, size, *a.shape[1:])
+
+    def leaf(a: Any) -> Any:
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(cut(jax.random.key_data(a)), impl=jax.random.key_impl(a))
+        return cut(jnp.asarray(a))
+
+    return jax.tree.map(leaf, xs)
+
+
+@jax.jit
+def pick(chunks: PyTree, c: int) -> PyTree:
+    """Return one chunk of `split`."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, c, keepdims=False), chunks)
+
+
+@partial(jax.jit, static_argnames=("n", "interleave"))
+def join(chunks: PyTree, n: int, *, interleave: bool = True) -> PyTree:
+    """Undo `split`: stacked chunks (chunks, size, ...) to the first n rows.
+
+    >>> join(split(jnp.arange(5), 2), 5).tolist()
+    [0, 1, 2, 3, 4]
+    """
+
+    def leaf(a: Any) -> Any:
+        if interleave:
+            a = jnp.swapaxes(a, 0, 1)
+        return a.reshape(-1, *a.shape[2:])[:n]
+
+    return jax.tree.map(leaf, chunks)
