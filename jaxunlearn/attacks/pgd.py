@@ -185,9 +185,9 @@ def fgsm(apply_fn: ApplyFn, *, norm: Norm = "linf", targeted: bool = False) -> P
     """Make the fast gradient sign method (Goodfellow et al. 2015): one step of length epsilon from x.
 
     >>> linear = lambda params, state, x, *, train=False, rngs=None: (x @ params["w"], state)
-    >>> x_adv = fgsm(linear)(jax.random.key(0), {"w": jnp.eye(2)}, {}, jnp.array([0.9, 0.1]), 0, epsilon=0.2)
-    >>> print(x_adv.round(4))
-    [0.7 0.3]
+    >>> params, x = {"w": jnp.eye(2)}, jnp.array([0.75, 0.25])
+    >>> fgsm(linear)(jax.random.key(0), params, {}, x, 0, epsilon=0.125).tolist()
+    [0.625, 0.375]
     """
     return PGD(apply_fn=apply_fn, norm=norm, steps=1, targeted=targeted, random_start=False)
 
