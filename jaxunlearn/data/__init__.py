@@ -1,1 +1,13 @@
+"""Image sets with named instances, and what to forget of them.
 
+>>> from jaxunlearn.data import open_source, parse_forget
+>>> digits = open_source("digits")
+>>> digits.images(parse_forget("3, 17", digits, seed=0)).shape
+(2, 8, 8, 1)
+"""
+
+from jaxunlearn.data._source import Source, View
+from jaxunlearn.data.forget import parse_forget, parse_targets
+from jaxunlearn.data.sources import open_source
+
+__all__ = ["Source", "View", "open_source", "parse_forget", "parse_targets"]

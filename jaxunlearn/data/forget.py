@@ -1,0 +1,170 @@
+"""Which instances to forget, and which labels to give them instead, from one line of text."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from jaxunlearn.data._source import Source
+
+
+def parse_forget(spec: str, source: Source, *, seed: int) -> np.ndarray:
+    """Return the rows of the training instances that a spec names.
+
+    Args:
+      spec: ids separated by commas (``36044,49165``; where ids end in a
+        number, as ``train_36044`` does, the number will do); ``@file``, one
+        id a line, ``#`` starts a comment; ``class:3`` or ``class:NAME``; or
+        ``random:16``, a seeded choice in which 16 are the first of 64 and
+        which depends on ids, not on the order in which they are stored.
+      source: where the instances are.
+      seed: of ``random:``.
+
+    Returns:
+      (k,) rows, in the order named.
+
+    Raises:
+      ValueError: an unknown or repeated id, one of another split than
+        "train", a label out of range, a missing file, more instances than
+        there are, or none.
+
+    >>> from jaxunlearn.data import open_source
+    >>> parse_forget("random:3", open_source("digits"), seed=0).tolist()
+    [913, 11, 787]
+    """
+    train = source.splits["train"]
+    kind, _, value = spec.strip().partition(":")
+    if kind == "class" and value:
+        label = source.label_of(value)
+        rows = train[source.labels[train] == label]
+        if not len(rows):
+            raise ValueError(f"the forget set is empty: no training instance of {source.name} has the label {label}")
+        return rows
+    if kind == "random" and value:
+        return _random_rows(value, source, train, seed)
+    if spec.strip().startswith("@"):
+        names = _ids_in(spec.strip()[1:])
+    else:
+        names = [name.strip() for name in spec.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"the forget set is empty: {spec!r} names no instance")
+    return _named_rows(names, source)
+
+
+def parse_targets(
+    spec: str, source: Source, rows: np.ndarray, *, seed: int, num_classes: int | None = None
+) -> np.ndarray:
+    """Return the label to give each instance instead of its own, (k,) int32.
+
+    Args:
+      spec: ``random``, uniform over the other labels, a function of seed and
+        id; one label or class name for all; or ``@file``, lines ``id,label``.
+      source: where the instances are.
+      rows: (k,) rows of the forget set.
+      seed: of ``random``.
+      num_classes: C, default the source's.
+
+    Raises:
+      ValueError: a target that is the true label or out of range, an instance
+        without a target, a target without an instance, a missing file.
+    """
+    count = source.num_classes if num_classes is None else num_classes
+    true = source.labels[rows]
+    if spec.strip() == "random":
+        if count < 2:
+            raise ValueError(f"a random target needs at least 2 classes; {source.name} has {count}")
+        offset = _hashes(f"target|{seed}", source.ids[rows]) % np.uint64(count - 1)
+        return ((true + 1 + offset.astype(np.int64)) % count).astype(np.int32)
+    if spec.strip().startswith("@"):
+        targets = _targets_in(spec.strip()[1:], source, rows, count)
+    else:
+        targets = np.full(len(rows), source.label_of(spec, count), np.int32)
+    same = np.flatnonzero(targets == true)
+    if len(same):
+        row = rows[same[0]]
+        raise ValueError(
+            f"the target of instance {source.ids[row]} is its true label, {source.class_name(int(source.labels[row]))}"
+            + (f" (and of {len(same) - 1} more)" if len(same) > 1 else "")
+            + ": give another label, or 'random'"
+        )
+    return targets
+
+
+def _hashes(salt: str, ids: Iterable[str]) -> np.ndarray:
+    """Return 64 bits an id: random, yet the same on every machine and with every NumPy."""
+    digests = b"".join(hashlib.sha256(f"{salt}|{name}".encode()).digest()[:8] for name in ids)
+    return np.frombuffer(digests, dtype="<u8")
+
+
+def _random_rows(value: str, source: Source, train: np.ndarray, seed: int) -> np.ndarray:
+    if not re.fullmatch(r"\d+", value.strip()):
+        raise ValueError(f"random: takes a number of instances, such as random:16; got {value!r}")
+    count = int(value)
+    if count == 0:
+        raise ValueError("the forget set is empty: random:0 names no instance")
+    if count > len(train):
+        raise ValueError(f"random:{count} asks for more than the {len(train)} training instances of {source.name}")
+    return train[np.argsort(_hashes(f"forget|{seed}", source.ids[train]), kind="stable")[:count]]
+
+
+def _named_rows(names: list[str], source: Source) -> np.ndarray:
+    found = [source.row_of(name) for name in names]
+    unknown = [name for name, row in zip(names, found, strict=True) if row is None]
+    if unknown:
+        examples = source.ids[source.splits["train"][[0, -1]]]
+        raise ValueError(
+            f"unknown id{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown[:5]))}"
+            f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}: "
+            f"ids of {source.name} look like {examples[0]} or {examples[1]}"
+        )
+    rows = np.array(found, dtype=np.intp)
+    for name, row in zip(names, found, strict=True):
+        if (split := source.split_of(row)) != "train":  # type: ignore[arg-type]
+            raise ValueError(f"instance {name} is in the split {split!r}: only training instances can be forgotten")
+    values, counts = np.unique(rows, return_counts=True)
+    if counts.max() > 1:
+        row = values[counts > 1][0]
+        spelt = sorted({name for name, found_row in zip(names, found, strict=True) if found_row == row})
+        raise ValueError(f"instance {' = '.join(spelt)} is named {counts.max()} times: name each instance once")
+    return rows
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text file"
+        raise ValueError(f"cannot read {path}: {reason}") from error
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    if not any(lines):
+        raise ValueError(f"{path} is empty: it must hold one instance a line")
+    return [line for line in lines if line]
+
+
+def _ids_in(path: str) -> list[str]:
+    return [line.rstrip(",") for line in _lines(path)]
+
+
+def _targets_in(path: str, source: Source, rows: np.ndarray, count: int) -> np.ndarray:
+    given: dict[int, int] = {}
+    for entry in csv.reader(_lines(path)):
+        entry = [cell.strip() for cell in entry]
+        if entry == ["id", "label"]:
+            continue
+        if len(entry) != 2:
+            raise ValueError(f"{path} must hold lines id,label; got {','.join(entry)!r}")
+        row = source.row_of(entry[0])
+        if row is None or row not in rows:
+            raise ValueError(f"{path} gives a target for {entry[0]!r}, which is not in the forget set")
+        if row in given:
+            raise ValueError(f"{path} gives two targets for {entry[0]!r}")
+        given[row] = source.label_of(entry[1], count)
+    missing = [str(source.ids[row]) for row in rows if row not in given]
+    if missing:
+        raise ValueError(f"{path} gives no target for {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+    return np.array([given[row] for row in rows.tolist()], np.int32)
