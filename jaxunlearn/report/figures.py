@@ -1,0 +1,266 @@
+"""The pictures of a run. Object-oriented matplotlib: no global state, no display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn._types import Batch
+from jaxunlearn.report.record import RunRecord
+
+INK, MUTED, GRID = "#1f2328", "#6e7781", "#d8dee4"
+GOOD, BAD, BLUE, ORANGE = "#1a7f37", "#cf222e", "#0969da", "#bc4c00"
+SETS = {"forget": (BAD, "forget set $D_f$"), "retain": (BLUE, "retain set $D_r$"), "test": (GOOD, "test set")}
+MAX_IMAGES, MAX_CLASSES, DPI = 48, 20, 120
+
+
+def draw(folder: Path, record: RunRecord) -> dict[str, str]:
+    """Draw every picture that a record has the data for, and return what each shows by file name."""
+    makers: dict[str, tuple[Callable[[RunRecord], Any], str]] = {
+        "forgotten.png": (forgotten, "The forgotten images: true label, old and new prediction with confidence"),
+        "curves.png": (curves, "Accuracy, forgotten instances and loss over the steps"),
+        "transitions.png": (transitions, "Where the forgotten instances went: true class to new class"),
+        "adversarial.png": (adversarial, "Adversarial examples of the forget set beside their originals"),
+    }
+    pictures = {}
+    for name, (make, caption) in makers.items():
+        figure = make(record)
+        if figure is not None:
+            figure.savefig(folder / name, dpi=DPI, facecolor="white")
+            pictures[name] = caption
+    return pictures
+
+
+def forgotten(record: RunRecord) -> Any:
+    """Draw the forget set in a grid; of a large one those not forgotten first, and says how many are left out."""
+    order = np.argsort(record.forgotten, kind="stable")[:MAX_IMAGES]
+    columns = min(len(order), 8)
+    rows = -(-len(order) // columns)
+    head = 0.75
+    figure = _figure(max(1.5 * columns + 0.3, 6.2), 2.2 * rows + head)
+    k, done = len(record.ids), int(record.forgotten.sum())
+    title = (
+        f"{done} of {k} images {'misclassified' if record.goal == 'misclassify' else 'relabelled'} by {record.method}"
+    )
+    left_out = f"{len(order)} of {k} shown, those not forgotten first" if len(order) < k else ""
+    _heading(figure, title, left_out)
+    width, height = figure.get_size_inches()
+    margin = (width - 1.5 * columns) / 2
+    instances = record.results["instances"]
+    for place, i in enumerate(order):
+        row, column = divmod(place, columns)
+        left, top = margin + 1.5 * column, height - head - 2.2 * row
+        axes = figure.add_axes((left / width + 0.1 / width, (top - 1.5) / height, 1.3 / width, 1.3 / height))
+        colour = GOOD if record.forgotten[i] else BAD
+        _image(axes, record.forget.x[i], record.box, colour)
+        item = instances[i]
+        axes.set_title(f"#{item['id']}", fontsize=8.5, color=INK, pad=3)
+        lines = (
+            ("true", _name(record, item["label"]), "", INK),
+            ("was", _name(record, item["before"]), _share(item["confidence_before"]), MUTED),
+            ("now", _name(record, item["after"]), _share(item["confidence_after"]), colour),
+        )
+        for n, (word, name, share, ink) in enumerate(lines):
+            y = -0.08 - 0.125 * n
+            text = f"{_short(name, 17 - len(share))} {share}".rstrip()
+            axes.text(0, y, word, transform=axes.transAxes, fontsize=7.5, color=MUTED, va="top")
+            axes.text(0.23, y, text, transform=axes.transAxes, fontsize=7.5, color=ink, va="top")
+    return figure
+
+
+def curves(record: RunRecord) -> Any:
+    """Draw accuracy, forgotten instances and losses over the steps; ends only where nothing lies between."""
+    history: Mapping[str, np.ndarray] = {name: np.asarray(v) for name, v in record.result.history.items()}
+    kept = {n: v for n, v in history.items() if "loss" in n and len(v) and np.isfinite(v).any()}
+    figure = _figure(12 if kept else 8.4, 3.6)
+    panels = figure.subplots(1, 3 if kept else 2)
+    steps, k = max(record.result.steps, 1), len(record.ids)
+
+    label, before = np.asarray(record.forget.y), np.asarray(record.logits_before).argmax(axis=1)
+    goal_before = before != label if record.goal == "misclassify" else before == np.asarray(record.forget.target)
+    count = np.concatenate([[goal_before.sum()], history.get("forgotten", [record.forgotten.sum()])])
+    at = np.linspace(0, steps, len(count))
+
+    axes = panels[0]
+    ends_only = False
+    for name, (colour, words) in SETS.items():
+        points = [tuple(p) for p in record.curve.get(name, ())]
+        if name == "forget" and not points and record.goal == "misclassify":
+            points = list(zip(at, 1 - count / k, strict=True))
+        sparse = not points and record.before.get(name) is not None and record.after.get(name) is not None
+        if sparse:
+            points, ends_only = [(0, record.before[name]), (steps, record.after[name])], True
+        if points:
+            x, y = np.array(points, float).T
+            mark = {"linestyle": "--", "marker": "o"} if sparse else {"marker": "o" if len(x) < 30 else ""}
+            axes.plot(x, 100 * y, color=colour, label=words, linewidth=1.8, markersize=4, clip_on=False, **mark)
+    axes.set_ylim(0, 103)
+    _panel(axes, "Accuracy, %" + (" (dashed: first and last step only)" if ends_only else ""), steps)
+    axes.legend(frameon=False, fontsize=8, loc="best")
+
+    axes = panels[1]
+    axes.step(at, count, where="post", color=INK, linewidth=1.8, clip_on=False)
+    axes.axhline(k, color=GOOD, linewidth=1, linestyle=":")
+    axes.set_ylim(0, k * 1.04)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    _panel(axes, f"Forgotten instances, of {k}", steps)
+
+    for (name, values), colour in zip(kept.items(), (ORANGE, BLUE, GOOD, BAD, MUTED), strict=False):
+        at = np.arange(1, len(values) + 1)
+        panels[2].plot(
+            at, values, color=colour, linewidth=1.6, label=name.replace("_", " "), marker="." * (len(at) == 1)
+        )
+    if kept:
+        _panel(panels[2], "Loss", steps)
+        panels[2].legend(frameon=False, fontsize=8, loc="best")
+    _heading(figure, f"{record.method}: {record.result.steps} steps", "")
+    figure.tight_layout(rect=(0, 0, 1, 0.9))
+    return figure
+
+
+def transitions(record: RunRecord) -> Any:
+    """Draw how many instances of each true class now get each class; only classes that occur."""
+    true = np.asarray(record.forget.y)
+    new = np.asarray(record.logits_after).argmax(axis=1)
+    rows, columns = _classes(true), _classes(new)
+    table = np.zeros((len(rows), len(columns)), int)
+    for t, n in zip(true, new, strict=True):
+        r = rows.index(t) if t in rows else len(rows) - 1
+        table[r, columns.index(n) if n in columns else len(columns) - 1] += 1
+
+    names = [[_short(_name(record, c), 22) if c is not None else "others" for c in side] for side in (rows, columns)]
+    # Room for the names, whose length nobody knows beforehand.
+    left, below = (0.35 + 0.075 * max(map(len, side)) for side in names)
+    cell = 0.42
+    width, height = left + cell * len(columns) + 0.4, below + cell * len(rows) + 1.0
+    figure = _figure(max(width, 4.6), height + 0.25)
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes(
+        (left / width, (below + 0.25) / height, cell * len(columns) / width, cell * len(rows) / height)
+    )
+    axes.imshow(table, cmap="Blues", vmin=0, vmax=max(table.max() * 1.3, 1), aspect="auto")
+    for r, c in np.argwhere(table):
+        same = rows[r] is not None and rows[r] == columns[c]
+        dark = table[r, c] > 0.6 * table.max() * 1.3
+        colour = BAD if same and record.goal == "misclassify" else "white" if dark else INK
+        axes.text(c, r, str(table[r, c]), ha="center", va="center", fontsize=8.5, color=colour)
+    axes.set_xticks(range(len(columns)), names[1], rotation=90, fontsize=8.5)
+    axes.set_yticks(range(len(rows)), names[0], fontsize=8.5)
+    axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color="white", linewidth=1.5)
+    axes.tick_params(which="both", length=0, colors=INK)
+    for spine in axes.spines.values():
+        spine.set_color(GRID)
+    axes.set_xlabel("new class", fontsize=9, color=MUTED)
+    axes.set_ylabel("true class", fontsize=9, color=MUTED)
+    _heading(figure, "From true class to new class", f"{len(true)} forgotten instances")
+    return figure
+
+
+def adversarial(record: RunRecord) -> Any:
+    """Draw some adversarial examples of up to six instances beside the original; None where there are none."""
+    batch = record.result.extras.get("adversarial")
+    if not isinstance(batch, Batch):
+        return None
+    real = np.flatnonzero(np.asarray(batch.weight) > 0)
+    index = np.asarray(batch.index)[real]
+    shown = [(row, real[index == i][:5]) for row, i in enumerate(np.asarray(record.forget.index).tolist())]
+    shown = [(row, draws) for row, draws in shown if len(draws)][:6]
+    if not shown:
+        return None
+    columns = 1 + max(len(draws) for _, draws in shown)
+    size, gap, head = 1.25, 0.38, 0.75
+    figure = _figure(max((size + 0.2) * columns + 0.7, 6.2), (size + gap) * len(shown) + head + 0.1)
+    width, height = figure.get_size_inches()
+    margin = (width - (size + 0.2) * columns - 0.25) / 2
+    for r, (row, draws) in enumerate(shown):
+        original = np.asarray(record.forget.x[row])
+        for c in range(1 + len(draws)):
+            left = margin + (size + 0.2) * c + (0.25 if c else 0)
+            top = height - head - (size + gap) * r - 0.2
+            axes = figure.add_axes((left / width, (top - size) / height, size / width, size / height))
+            if c == 0:
+                _image(axes, original, record.box, INK)
+                caption = f"#{record.ids[row]} {_name(record, int(record.forget.y[row]))}"
+            else:
+                x = np.asarray(batch.x[draws[c - 1]])
+                _image(axes, x, record.box, GRID)
+                target = _name(record, int(batch.target[draws[c - 1]]))
+                caption = f"→ {_short(target, 13)}, {np.linalg.norm(x - original):.2f}"
+            axes.set_title(_short(caption, 22), fontsize=8, color=INK if c == 0 else MUTED, pad=3)
+    _heading(
+        figure,
+        f"Adversarial examples of the forget set: {len(real)} in all",
+        "left: the original; → the label each was attacked towards, and its L2 distance from the original",
+    )
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _heading(figure: Any, title: str, note: str) -> None:
+    width, height = figure.get_size_inches()
+    figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11.5, fontweight="bold", color=INK, va="top")
+    figure.text(0.15 / width, 1 - 0.38 / height, note, fontsize=8.5, color=MUTED, va="top")
+
+
+def _panel(axes: Any, title: str, steps: int) -> None:
+    axes.set_title(title, fontsize=9.5, color=INK, loc="left")
+    axes.set_xlabel("step", fontsize=9, color=MUTED)
+    axes.set_xlim(0, steps)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.tick_params(colors=MUTED, labelsize=8.5)
+    axes.grid(color=GRID, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(GRID)
+
+
+def _image(axes: Any, x: Any, box: tuple[float, float], colour: str) -> None:
+    low, high = box
+    pixels = np.clip((np.asarray(x, np.float32) - low) / (high - low), 0, 1)
+    if pixels.ndim == 3 and pixels.shape[-1] not in (3, 4):
+        pixels = pixels.mean(axis=-1)
+    elif pixels.ndim != 3:  # not an image: show the values as a strip
+        pixels = np.atleast_2d(pixels)
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest", aspect="equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_color(colour)
+        spine.set_linewidth(1.6)
+
+
+def _classes(labels: np.ndarray) -> list[Any]:
+    """Return the labels that occur, ascending; of too many the most frequent, then None for the others."""
+    values, counts = np.unique(labels, return_counts=True)
+    if len(values) <= MAX_CLASSES:
+        return [int(v) for v in values]
+    frequent = values[np.argsort(-counts, kind="stable")[: MAX_CLASSES - 1]]
+    return [*sorted(int(v) for v in frequent), None]
+
+
+def _name(record: RunRecord, label: int | None) -> str:
+    if label is None:
+        return "not a number"
+    return record.class_names[label] if record.class_names else str(label)
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1].rstrip(" ,") + "…"
+
+
+def _share(confidence: float | None) -> str:
+    return "" if confidence is None else f"{100 * confidence:.0f} %"

@@ -1,0 +1,139 @@
+"""The run folder: made aside, put in place in one move, so that no half-written one is ever seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxunlearn.report.record import RunRecord, validate
+
+RESULTS, CHECKPOINT, REPORT = "results.json", "checkpoint", "report.md"
+
+
+class Run(NamedTuple):
+    """A run folder that was read.
+
+    Attributes:
+      path: the folder.
+      results: the content of ``results.json``, validated.
+    """
+
+    path: Path
+    results: dict[str, Any]
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the unlearned model lies, for `jaxunlearn.checkpoint`."""
+        return self.path / CHECKPOINT
+
+
+def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+    """Return the absolute output folder if a run can be written there; call it before the work begins.
+
+    A path that does not exist, an empty folder and, with ``overwrite``, an
+    earlier run are good places.
+
+    Raises:
+      FileExistsError: it exists and is not a run, or is one and ``overwrite`` is off.
+      NotADirectoryError, PermissionError: its parent cannot hold it.
+    """
+    path = Path(os.path.abspath(out_dir))
+    if os.path.lexists(path) and not _is_empty_dir(path):
+        if not is_run(path):
+            raise FileExistsError(f"{path} exists and is not a jaxunlearn run: choose another output folder")
+        if not overwrite:
+            raise FileExistsError(f"{path} holds an earlier run: choose another output folder or ask to overwrite it")
+    parent = path.parent
+    while not os.path.lexists(parent):
+        parent = parent.parent
+    if not parent.is_dir():
+        raise NotADirectoryError(f"cannot make {path}: {parent} is not a folder")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot make {path}: {parent} is read-only")
+    return path
+
+
+def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: bool = False) -> Path:
+    """Write a run folder and return its path.
+
+    The folder holds ``results.json``, ``checkpoint/``, ``report.md`` and PNG
+    pictures. It is made beside its final place and renamed, so a failure, a
+    full disk or Ctrl-C leaves nothing, and an earlier run as it was.
+
+    Args:
+      out_dir: where; see `check_out`.
+      record: what to write.
+      overwrite: whether an earlier run may be replaced.
+
+    Raises:
+      FileExistsError, NotADirectoryError, PermissionError: as `check_out`.
+      OSError: the disk is full, or another error of the file system.
+    """
+    path = check_out(out_dir, overwrite=overwrite)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    try:
+        made = aside / "new"
+        made.mkdir()
+        _fill(made, record)
+        if os.path.lexists(path):
+            os.replace(path, aside / "old")
+        try:
+            os.replace(made, path)
+        except BaseException:
+            if (aside / "old").exists():
+                os.replace(aside / "old", path)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return path
+
+
+def read_run(folder: str | os.PathLike[str]) -> Run:
+    """Read a run folder.
+
+    Raises:
+      FileNotFoundError: it has no ``results.json``.
+      ValueError: ``results.json`` is not JSON, or not what a run writes.
+    """
+    path = Path(os.path.abspath(folder))
+    try:
+        text = (path / RESULTS).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f"{path} is not a jaxunlearn run: it has no {RESULTS}") from None
+    try:
+        results = json.loads(text)
+        validate(results)
+    except ValueError as error:
+        raise ValueError(f"{path / RESULTS}: {error}") from None
+    return Run(path, results)
+
+
+def is_run(folder: str | os.PathLike[str]) -> bool:
+    """Return whether a folder is a run that this library wrote."""
+    try:
+        results = json.loads((Path(folder) / RESULTS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(results, dict) and results.get("tool") == "jaxunlearn"
+
+
+def _fill(folder: Path, record: RunRecord) -> None:
+    # Inside the function: reading a run must not need matplotlib or orbax.
+    from jaxunlearn import checkpoint
+    from jaxunlearn.report import figures, page
+
+    results = record.results
+    validate(results)
+    (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    checkpoint.save(folder / CHECKPOINT, record.result.model)
+    pictures = figures.draw(folder, record)
+    (folder / REPORT).write_text(page.markdown(record, pictures), encoding="utf-8")
+
+
+def _is_empty_dir(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())

@@ -1,0 +1,217 @@
+"""What a run was, as plain data: the record a command fills in and the JSON it becomes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import losses
+from jaxunlearn._types import GOALS, Batch, Result
+from jaxunlearn.audits.accuracy import behaviour
+
+SCHEMA_VERSION = 1
+SETS = ("forget", "retain", "test")
+STOP_REASONS = ("forgotten", "max_steps", "diverged", "completed", "interrupted")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything a run folder shows; nothing in it is recomputed except what follows from it.
+
+    Attributes:
+      method, goal, seed: what was asked for.
+      config: the hyper-parameters by name, JSON-able (``dataclasses.asdict`` of the Config).
+      forget: the forget set D_f, k instances inside the model's box.
+      ids: (k,) the names of the instances in their data set.
+      result: what the run returned; its model goes into the checkpoint.
+      before, after: accuracies on "forget", "retain" and "test" as fractions,
+        None or absent where not measured.
+      logits_before, logits_after: (k, C) eval-mode logits of the forget set.
+      sizes: number of instances behind the accuracies, by set.
+      class_names: C names, or empty where labels are only numbers.
+      box: range of the inputs, for drawing them.
+      arch, data: name of the network and of the data source, for the reader.
+      command: the command line that made the run, or None.
+      digests: of what went in and came out, by name, such as "weights before".
+      seconds: time of further phases ("load", "evaluate", ...) beside the result's own.
+      curve: accuracy by set while the run went on, ``{"test": [(step, fraction), ...]}``.
+      depth: what `jaxunlearn.audits.depth` measured, or None.
+      earlier: instances of earlier requests measured again, one mapping an
+        instance: ``run``, ``id``, ``label``, ``after`` (label now given),
+        ``forgotten`` (bool, by the goal of its own request).
+      extras: further JSON-able facts.
+    """
+
+    method: str
+    goal: str
+    seed: int
+    config: Mapping[str, Any]
+    forget: Batch
+    ids: Sequence[Any]
+    result: Result
+    before: Mapping[str, float | None]
+    after: Mapping[str, float | None]
+    logits_before: Any
+    logits_after: Any
+    sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    class_names: Sequence[str] = ()
+    box: tuple[float, float] = (0.0, 1.0)
+    arch: str = ""
+    data: str = ""
+    command: str | None = None
+    digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    curve: Mapping[str, Sequence[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    depth: Mapping[str, Any] | None = None
+    earlier: Sequence[Mapping[str, Any]] = ()
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        k, classes = len(self.ids), np.shape(self.logits_before)[-1]
+        for name in ("logits_before", "logits_after"):
+            if np.shape(getattr(self, name)) != (k, classes):
+                raise ValueError(f"{name} must have shape ({k}, {classes}); got {np.shape(getattr(self, name))}")
+        if np.shape(self.forget.x)[0] != k:
+            raise ValueError(f"forget must hold one instance an id: {np.shape(self.forget.x)[0]} for {k} ids")
+        if self.class_names and len(self.class_names) != classes:
+            raise ValueError(f"class_names must have {classes} names; got {len(self.class_names)}")
+        for name in ("before", "after"):
+            unknown = set(getattr(self, name)) - set(SETS)
+            if unknown:
+                raise ValueError(f"{name} must have accuracies of {', '.join(SETS)}; got {sorted(unknown)[0]!r}")
+
+    @functools.cached_property
+    def forgotten(self) -> np.ndarray:
+        """(k,) bool: the goal holds by the result *and* by the logits recorded here."""
+        now = losses.forgotten(jnp.asarray(self.logits_after), self.forget, self.goal)
+        return np.asarray(self.result.forgotten, bool) & np.asarray(now)
+
+    @functools.cached_property
+    def results(self) -> dict[str, Any]:
+        """The record as strict JSON values, the content of ``results.json``."""
+        return _jsonable(
+            {
+                "schema_version": SCHEMA_VERSION,
+                "tool": "jaxunlearn",
+                "method": self.method,
+                "goal": self.goal,
+                "seed": int(self.seed),
+                "arch": self.arch,
+                "data": self.data,
+                "before": {name: self.before.get(name) for name in SETS},
+                "after": {name: self.after.get(name) for name in SETS},
+                "sizes": {"forget": len(self.ids), **self.sizes},
+                "goal_met": bool(self.forgotten.all()),
+                "forgotten": int(self.forgotten.sum()),
+                "instances": self._instances(),
+                "stop_reason": self.result.stop_reason,
+                "steps": int(self.result.steps),
+                "seconds": {**self.seconds, **self.result.seconds},
+                "config": self.config,
+                "command": self.command,
+                "versions": versions(),
+                "digests": self.digests,
+                "depth": self.depth,
+                "earlier": list(self.earlier),
+                "curve": {name: [list(point) for point in points] for name, points in self.curve.items()},
+                "history": self.result.history,
+                "extras": {**_plain_extras(self.result.extras), **self.extras},
+            }
+        )
+
+    def _instances(self) -> list[dict[str, Any]]:
+        label, target = np.asarray(self.forget.y), np.asarray(self.forget.target)
+        rows = behaviour(self.logits_before, self.logits_after, label)
+        for i, row in enumerate(rows):
+            row["id"] = self.ids[i]
+            row["target"] = int(target[i]) if self.goal == "relabel" else None
+            row["forgotten"] = bool(self.forgotten[i])
+            row["forgotten_at"] = int(self.result.forgotten_at[i]) if self.forgotten[i] else -1
+        return [{"id": row.pop("id"), **row} for row in rows]
+
+
+def validate(results: Any) -> None:
+    """Raise ValueError naming the first field that is missing or of the wrong kind in ``results.json``."""
+    number = (int, float)
+    kinds: dict[str, Any] = {
+        "schema_version": int, "method": str, "goal": str, "seed": int, "before": dict, "after": dict,
+        "instances": list, "stop_reason": str, "steps": int, "seconds": dict, "config": dict, "versions": dict,
+        "extras": dict,
+    }  # fmt: skip
+    if not isinstance(results, dict) or results.get("tool") != "jaxunlearn":
+        raise ValueError("results.json is not that of a jaxunlearn run")
+    _require(results, kinds, "")
+    if results["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"results.json has schema_version {results['schema_version']}; this version reads 1")
+    if results["goal"] not in GOALS:
+        raise ValueError(f"results.json: goal must be one of {', '.join(GOALS)}; got {results['goal']!r}")
+    if results["stop_reason"] not in STOP_REASONS:
+        raise ValueError(f"results.json: stop_reason must be one of {STOP_REASONS}; got {results['stop_reason']!r}")
+    for when in ("before", "after"):
+        for name in SETS:
+            value = results[when].get(name, "absent")
+            if value is not None and not (isinstance(value, number) and 0 <= value <= 1):
+                raise ValueError(f"results.json: {when}.{name} must be a fraction or null; got {value!r}")
+    for name, value in results["seconds"].items():
+        if not isinstance(value, number):
+            raise ValueError(f"results.json: seconds.{name} must be a number; got {value!r}")
+    for i, row in enumerate(results["instances"]):
+        if not isinstance(row, dict):
+            raise ValueError(f"results.json: instances[{i}] must be an object; got {row!r}")
+        _require(row, {"id": (str, int), "label": int, "forgotten_at": int}, f"instances[{i}].")
+        _require(row, dict.fromkeys(("before", "after"), (int, type(None))), f"instances[{i}].")
+
+
+def _require(mapping: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str) -> None:
+    for name, kind in kinds.items():
+        if name not in mapping:
+            raise ValueError(f"results.json lacks the field {prefix}{name}")
+        if not isinstance(mapping[name], kind) or isinstance(mapping[name], bool):
+            raise ValueError(f"results.json: {prefix}{name} is of the wrong kind; got {mapping[name]!r}")
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python, this library and those it computes with, and the device."""
+    found = {"python": platform.python_version()}
+    for name in ("jaxunlearn", "jax", "jaxlib", "numpy", "optax", "flax", "orbax-checkpoint"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | {"platform": platform.platform(), "device": jax.devices()[0].device_kind}
+
+
+def _plain_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep what a method offers as numbers; of a batch of images say only how many there are."""
+    plain: dict[str, Any] = {}
+    for name, value in extras.items():
+        if isinstance(value, Batch):
+            plain[name] = {"instances": int(np.sum(np.asarray(value.weight) > 0))}
+        elif all(np.size(leaf) <= 1024 for leaf in jax.tree.leaves(value)):
+            plain[name] = value
+    return plain
+
+
+def _jsonable(value: Any) -> Any:
+    """Return strict JSON: arrays become lists, NaN and infinities null, keys strings."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic | jax.Array):
+        return _jsonable(np.asarray(value).tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)
