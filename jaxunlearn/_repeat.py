@@ -128,7 +128,7 @@ def fold(
       carry: pytree whose structure, shapes and dtypes the body keeps.
       xs: pytree of arrays with one leading axis of n >= 1 rows.
       *consts: pytrees that the body reads.
-      microbatch_size: rows of a chunk; rounded down to a power of two above n where n is smaller.
+      microbatch_size: rows of a chunk; fewer where n is smaller, see `chunk_size`.
       statics: hashable leading arguments of the body.
       exact: cut the last chunk short (one more compilation) instead of padding it with zeros.
       interleave: see `split`; False keeps the rows of a chunk consecutive.
@@ -138,21 +138,20 @@ def fold(
     Raises:
       ValueError: where xs is empty, lengths differ or the size is below 1.
     """
-    n, size = rows(xs), chunk_size(rows(xs), microbatch_size, exact=exact)
-    whole = n // size if exact else -(-n // size)
-    head = jax.tree.map(lambda a: a[: whole * size], xs) if exact and whole * size < n else xs
-    chunks = split(head, size, interleave=interleave)
-    if on_host(carry, xs, consts, loop=loop):
-        for c in range(whole):
-            carry = call(body, statics, carry, pick(chunks, c), *consts)
-            if label is not None:
-                jax.block_until_ready(carry)
-                _progress.report(label, c + 1, -(-n // size))
-    else:
+    n = rows(xs)
+    size = chunk_size(n, microbatch_size, exact=exact)
+    kept = n - n % size if exact else n
+    chunks = split(xs if kept == n else jax.tree.map(lambda a: a[:kept], xs), size, interleave=interleave)
+    tail = None if kept == n else jax.tree.map(lambda a: a[kept:], xs)
+    whole, total = -(-kept // size), -(-n // size)
+    if not on_host(carry, xs, consts, loop=loop):
         carry = call(_device_fold, (body, statics), carry, chunks, *consts)
-    if exact and whole * size < n:
-        tail = jax.tree.map(lambda a: a[whole * size :], xs)
-        carry = call(body, statics, carry, tail, *consts)
+        return carry if tail is None else call(body, statics, carry, tail, *consts)
+    for c in range(total):
+        carry = call(body, statics, carry, pick(chunks, c) if c < whole else tail, *consts)
+        if label is not None:
+            jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
+            _progress.report(label, c + 1, total)
     return carry
 
 
@@ -184,6 +183,7 @@ def accumulate(
     >>> float(accumulate(weighted, (jnp.arange(5.0), jnp.ones(5)), microbatch_size=2))
     10.0
     """
+    xs = jax.tree.map(jnp.asarray, xs)
     size = chunk_size(rows(xs), microbatch_size)
     chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), xs)
     shapes = call.eval_shape(fn, statics, chunk, *consts)

@@ -58,7 +58,7 @@ class MAS:
             enter the batch statistics.
         """
         x = jnp.asarray(x)
-        weight = jnp.ones(x.shape[:1], jnp.float32) if weight is None else jnp.asarray(weight)
+        weight = jnp.ones(x.shape[:1], jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
         self._check(x, weight)
         xs = (x, weight)
         if self.variant == "per_example":

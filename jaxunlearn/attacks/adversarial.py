@@ -8,7 +8,8 @@ import numpy as np
 
 from jaxunlearn import _repeat, _validate
 from jaxunlearn._types import Array, Batch, Model
-from jaxunlearn.attacks.pgd import Norm, Scalar, attack_batch, pgd
+from jaxunlearn.attacks.batch import attack_batch
+from jaxunlearn.attacks.pgd import Norm, Scalar, pgd
 from jaxunlearn.attacks.targets import TARGETS, Targets, random_targets
 
 
@@ -59,7 +60,7 @@ def adversarial_set(
     for name, value in {"draws": draws, "group": group}.items():
         _validate.positive_int(name, value)
     _validate.one_of("targets", targets, TARGETS)
-    _validate.forget_set(forget, model.spec, "misclassify")
+    _validate.forget_set(_real(forget), model.spec, "misclassify")
     row, draw = published_order(len(forget.x), draws, group)
     of = jax.tree.map(lambda a: jnp.asarray(a)[row], forget)
     target, keys = _repeat.call(_draw, (model.spec.num_classes, targets), key, of.index, draw, of.y)
@@ -77,6 +78,13 @@ def adversarial_set(
         progress="adversarial images",
     )
     return of._replace(x=x, target=target)
+
+
+def _real(forget: Batch) -> Batch:
+    """Return the rows that are no padding, where that can be seen."""
+    if _repeat.is_traced(forget):
+        return forget
+    return jax.tree.map(lambda a: np.asarray(a)[np.asarray(forget.weight) > 0], forget)
 
 
 def published_order(k: int, draws: int, group: int) -> tuple[np.ndarray, np.ndarray]:

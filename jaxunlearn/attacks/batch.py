@@ -1,0 +1,110 @@
+"""Many instances under one attack, with flat memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jaxunlearn import _progress, _repeat, _validate
+from jaxunlearn._types import Array, Params
+from jaxunlearn.attacks.pgd import PGD, Box, Limits, Scalar
+
+
+def attack_batch(
+    attack: PGD,
+    keys: Array,
+    params: Params,
+    model_state: Params,
+    x: Array,
+    label: Array,
+    *,
+    epsilon: Scalar,
+    step_size: Scalar | None = None,
+    box: Box = (0.0, 1.0),
+    microbatch_size: int = 64,
+    loop: _repeat.Loop | None = None,
+    progress: str | None = None,
+) -> Array:
+    """Attack many instances, in microbatches; equal to the vmapped attack.
+
+    Args:
+      attack: from `pgd` or `fgsm`.
+      keys: (n,) typed keys, one an instance.
+      params, model_state: of the network, shared.
+      x: (n, *input_shape), inside the box.
+      label: (n,), int.
+      epsilon, step_size, box: shared scalars, as in `PGD`.
+      microbatch_size: instances at a time; does not change the result.
+      loop: None is the attack's own.
+      progress: what progress is reported as, in steps, if at all.
+
+    Returns:
+      Adversarial examples, (n, *input_shape).
+
+    Raises:
+      ValueError, TypeError: for arrays of different lengths or none, and as `PGD`.
+    """
+    if loop is not None:
+        attack = dataclasses.replace(attack, loop=loop)
+    xs = (keys, jnp.asarray(x), jnp.asarray(label))
+    for name, value in zip(("keys", "label"), (keys, xs[2]), strict=True):
+        if jnp.ndim(value) != 1:
+            raise ValueError(f"{name} must have shape (n,), one an instance; got {jnp.shape(value)}")
+    _validate.same_length("the attack", {"keys": keys, "x": x, "label": label})
+    limits = attack.limits(xs[1], epsilon=epsilon, step_size=step_size, box=box)
+    model = (params, model_state)
+    on_host = _repeat.on_host(xs, model, limits, loop=attack.loop)
+    n = _repeat.rows(xs)
+    chunks = _repeat.split(xs, _repeat.chunk_size(n, microbatch_size))
+    if _repeat.is_traced(xs, model, limits):
+        return _repeat.join(jax.lax.map(lambda chunk: _on_device(attack, chunk, model, limits), chunks), n)
+    count, out = chunks[1].shape[0], []
+    for c in range(count):  # from the host around device loops too: progress and Ctrl-C
+        chunk, done, total = _repeat.pick(chunks, c), c * attack.steps, count * attack.steps
+        if on_host:
+            d = _repeat.call(_start, (attack,), chunk, limits)
+            d = _repeat.repeat(
+                _step,
+                attack.steps,
+                d,
+                chunk,
+                model,
+                limits,
+                statics=(attack,),
+                loop="host",
+                label=progress,
+                done=done,
+                total=total,
+            )
+            out.append(_repeat.call(PGD.finish, (attack,), chunk[1], d, limits))
+        else:
+            out.append(_repeat.call(_on_device, (attack,), chunk, model, limits))
+            if progress is not None:
+                jax.block_until_ready(out[-1])
+                _progress.report(progress, done + attack.steps, total)
+    return _repeat.join(jnp.stack(out), n)
+
+
+def _start(attack: PGD, chunk: tuple[Array, Array, Array], limits: Limits) -> Array:
+    keys, x, _ = chunk
+    return jax.vmap(attack.start, in_axes=(0, 0, None))(keys, x, limits)
+
+
+def _step(
+    attack: PGD,
+    i: Array,
+    d: Array,
+    chunk: tuple[Array, Array, Array],
+    model: tuple[Params, Params],
+    limits: Limits,
+) -> Array:
+    _, x, label = chunk
+    return jax.vmap(attack.step, in_axes=(None, None, 0, 0, 0, None))(*model, x, label, d, limits)
+
+
+def _on_device(attack: PGD, chunk: tuple[Array, Array, Array], model: tuple[Params, Params], limits: Limits) -> Array:
+    d = _start(attack, chunk, limits)
+    d = _repeat.repeat(_step, attack.steps, d, chunk, model, limits, statics=(attack,), loop="device")
+    return attack.finish(chunk[1], d, limits)
