@@ -204,6 +204,7 @@ class Phase(NamedTuple):
       step: ``step(key, state, batch) -> (state, info)``, pure; info holds one step's scalars.
       draws: ``draws(state) -> Draws``, from the shapes in the state alone.
       max_passes: budget in passes over the phase's data.
+      min_steps: steps taken whatever the stopping rule says (a path that must be walked to its end).
       check_every: steps between two looks at the stopping rule; 0 is once a pass.
       jit: False where a step must run on the host (a solver in float64).
     """
@@ -213,6 +214,7 @@ class Phase(NamedTuple):
     max_passes: int
     check_every: int = 1
     jit: bool = True
+    min_steps: int = 0
 
 
 @runtime_checkable

@@ -1,0 +1,46 @@
+from jaxunlearn import (
+    adapters as adapters,
+    attacks as attacks,
+    audits as audits,
+    checkpoint as checkpoint,
+    convert as convert,
+    curvature as curvature,
+    data as data,
+    importance as importance,
+    inference as inference,
+    loop as loop,
+    losses as losses,
+    methods as methods,
+    models as models,
+    proxies as proxies,
+    report as report,
+    sharding as sharding,
+    testing as testing,
+    training as training,
+    transforms as transforms,
+)
+from jaxunlearn._config import BaseConfig as BaseConfig, hparam as hparam
+from jaxunlearn._types import (
+    Artefact as Artefact,
+    Batch as Batch,
+    Draws as Draws,
+    MethodSpec as MethodSpec,
+    Model as Model,
+    ModelSpec as ModelSpec,
+    Phase as Phase,
+    Problem as Problem,
+    Recipe as Recipe,
+    Result as Result,
+)
+from jaxunlearn.adapters import from_linen as from_linen, from_nnx as from_nnx, normalised as normalised
+from jaxunlearn.attacks import fgsm as fgsm, pgd as pgd
+from jaxunlearn.importance import holding_weight as holding_weight, mas as mas
+from jaxunlearn.loop import unlearn as unlearn
+from jaxunlearn.losses import forgotten as forgotten
+from jaxunlearn.transforms import (
+    freeze as freeze,
+    freeze_paths as freeze_paths,
+    masked_regularization as masked_regularization,
+)
+
+__version__: str

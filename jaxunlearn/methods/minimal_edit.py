@@ -1,0 +1,226 @@
+"""Minimal edit: the smallest change of the function under a margin constraint for each instance.
+
+Among all changes of chosen weights, take the one that changes the network
+least on proxies, subject to a linearised margin constraint for every forget
+instance; re-linearise and repeat. A Gauss-Newton step with constraints, solved
+in its dual. Nothing but the model and the forget set is needed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import curvature, inference
+from jaxunlearn._config import BaseConfig, hparam
+from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem
+from jaxunlearn.methods import _minimal_edit_constraints as constraints, _minimal_edit_pool as pools
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(BaseConfig):
+    """Hyper-parameters of the minimal edit; chosen without retain or test data."""
+
+    margin: float = hparam(
+        0.5, "how far past the boundary every instance must lie", traced=True, unit="logits", low=0.0
+    )
+    fraction: float = hparam(
+        0.6, "share of the way to that margin that a step before the finishing ones asks for", traced=True, low=0.0
+    )
+    damping: float = hparam(
+        1e-2, "weight of the size of the edit, relative to the mean squared proxy row", traced=True, low=1e-12
+    )
+    steps: int = hparam(4, "steps before the finishing ones", unit="steps", low=0)
+    finishing_steps: int = hparam(3, "at most so many finishing steps; the first that succeeds ends the run", low=1)
+    refresh_every: int = hparam(2, "steps between fresh proxies, with their Jacobian at the current weights", low=1)
+    proxies: int = hparam(0, "proxy images; 0: by the number of instances", unit="images", low=0)
+    towards: str = hparam(
+        "runner-up",
+        "misclassify: towards the strongest other class, or away from the label whatever comes",
+        choices=("runner-up", "any"),
+    )
+    layers: str = hparam("", "globs of the tensors to edit, joined by commas (layer3*/kernel); empty: every kernel")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """A run between two steps; all arrays, the rows of the proxies are not among them.
+
+    Attributes:
+      model: the current classifier.
+      original: the one whose answers on proxies are held.
+      forget: instances to forget; held: instances forgotten earlier, or None.
+      images: images of the user's or from inversion to draw proxies from, or None.
+      pool: current proxies, (N, *input_shape).
+      anchor: edited tensors at which the proxies were linearised.
+      t: steps taken.
+      hparams: traced settings.
+    """
+
+    model: Model
+    original: Model
+    forget: Batch
+    held: Batch | None
+    images: Array | None
+    pool: Array
+    anchor: Mapping[str, Array]
+    t: Array
+    hparams: Mapping[str, Array]
+    goal: str = dataclasses.field(metadata={"static": True})
+
+
+@dataclasses.dataclass(frozen=True)
+class MinimalEdit:
+    """The method bound to its static settings.
+
+    Attributes:
+      config: static settings.
+      microbatch_size: examples differentiated at a time.
+      row_bytes: memory for Jacobian rows; a pool that needs more is never
+        stored and linearised anew at every step. The result is the same but
+        for rounding and for that.
+    """
+
+    config: Config
+    microbatch_size: int = 16
+    row_bytes: int = curvature.ROW_BYTES
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        steps = self.config.steps
+        return (Phase(self.step, self.draws, steps + self.config.finishing_steps, jit=False, min_steps=steps + 1),)
+
+    def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
+        """Check the instances against each other; the proxies are drawn by the first step.
+
+        Reads ``problem.artefacts``: "held" (a Batch forgotten earlier, to stay
+        so), "original" (the Model before the first of several requests) and
+        "proxies" (images from inversion), and ``problem.public``.
+        """
+        del key
+        model = problem.model
+        paths = self._paths(model)
+        forget = constraints.real(problem.forget)
+        held = problem.artefacts.get("held")
+        held = None if held is None else constraints.real(held)
+        constraints.check(forget, problem.goal)
+        n = self.config.proxies or pools.default_size(len(forget.x) + (0 if held is None else len(held.x)))
+        return State(
+            model=model,
+            original=problem.artefacts.get("original", model),
+            forget=forget,
+            held=held,
+            images=pools.images(problem),
+            pool=jnp.zeros((n, *model.spec.input_shape), forget.x.dtype),
+            anchor=curvature.take(model.params, paths),
+            t=jnp.zeros((), jnp.int32),
+            hparams=hparams,
+            goal=problem.goal,
+        )
+
+    def finish(self, state: State) -> Model:
+        return state.model
+
+    def extras(self, state: State) -> dict[str, Any]:
+        return {"proxies": np.asarray(state.pool[:16])}
+
+    def draws(self, state: State) -> Draws:
+        """Give every step the whole forget set."""
+        return Draws((0,), lambda state, t, part: state.forget, 1)
+
+    def step(self, key: Array, state: State, batch: Batch) -> tuple[State, Info]:
+        """Solve one linearised programme and move the weights; on the host, in float64 where it matters."""
+        t = int(state.t)
+        if t % self.config.refresh_every == 0:
+            state = dataclasses.replace(
+                state,
+                pool=jnp.asarray(pools.draw(key, state, len(state.pool))),
+                anchor=curvature.take(state.model.params, tuple(state.anchor)),
+            )
+        instances = constraints.join(batch, state.held, state.goal)
+        pool = pools.proxies(state.original, state.pool)
+        n = len(pool.x)
+        logits = inference.logits(state.model, np.concatenate([pool.x, instances.x]), label="proxies")
+        share = float(state.hparams["fraction"]) if t < self.config.steps else 1.0
+        rows = constraints.linearise(
+            logits[n:], instances, towards=self.config.towards, margin=float(state.hparams["margin"]), share=share
+        )
+        drift = pool.drift(logits[:n])
+        try:
+            move, change = self._solve(state, pool, rows, drift)
+        except curvature.InfeasibleError as error:
+            raise constraints.contradiction(error, rows, instances, n) from None
+        model = state.model
+        moved = {path: leaf + move[path] for path, leaf in curvature.take(model.params, tuple(move)).items()}
+        model = model.replace(params=curvature.put(model.params, moved))
+        size = np.sqrt(sum(float(jnp.vdot(leaf, leaf)) for leaf in move.values()))
+        info = {
+            "largest_margin": rows.margin.max(),
+            "predicted_margin": (rows.margin + change).max(),
+            "drift": np.sqrt(np.sum(drift**2)),
+            "edit_norm": size,
+        }
+        state = dataclasses.replace(state, model=model, t=state.t + 1)
+        return state, {name: jnp.asarray(value, jnp.float32) for name, value in info.items()}
+
+    def _paths(self, model: Model) -> tuple[str, ...]:
+        patterns = [pattern.strip() for pattern in self.config.layers.split(",") if pattern.strip()]
+        return curvature.select_paths(model.params, patterns)
+
+    def _solve(
+        self, state: State, pool: pools.Proxies, rows: constraints.Rows, drift: np.ndarray
+    ) -> tuple[Mapping[str, Array], np.ndarray]:
+        model, paths = state.model, tuple(state.anchor)
+        jacobian = curvature.Jacobian(curvature.LogitDirection(model.apply_fn), paths, self.microbatch_size)
+        here = (model.params, model.model_state)
+        n = len(pool.x)
+        if pool.row_bytes(model, paths) <= self.row_bytes:
+            proxy_rows, proxy_gram = pools.linearise(jacobian, state, pool)
+            constraint_rows = jacobian.rows(*here, rows.examples)
+            cross = curvature.inner_products(proxy_rows, constraint_rows)
+            step = self._programme(proxy_gram, cross, curvature.inner_products(constraint_rows), drift, rows, state)
+            dtype = constraint_rows.dtype
+            vector = -(
+                step.constraint_weight.astype(dtype) @ constraint_rows + step.proxy_weight.astype(dtype) @ proxy_rows
+            )
+            return curvature.unravel(vector, model.params, paths), step.change
+        examples = jax.tree.map(lambda a, b: np.concatenate([a, b]), pool.examples, rows.examples)
+        gram = curvature.gram(jacobian, *here, examples, max_bytes=self.row_bytes, label="curvature")
+        step = self._programme(gram[:n, :n], gram[:n, n:], gram[n:, n:], drift, rows, state)
+        weight = -np.concatenate([step.proxy_weight, step.constraint_weight])
+        return jacobian.transpose_times(*here, examples, weight), step.change
+
+    def _programme(
+        self,
+        proxy_gram: np.ndarray,
+        cross: np.ndarray,
+        constraint_gram: np.ndarray,
+        drift: np.ndarray,
+        rows: constraints.Rows,
+        state: State,
+    ) -> curvature.MarginStep:
+        damping = float(state.hparams["damping"]) * float(np.mean(np.diag(proxy_gram)))
+        return curvature.solve_margin_qp(proxy_gram, cross, constraint_gram, drift, rows.required, damping=damping)
+
+
+def make(config: Config) -> MinimalEdit:
+    """Bind the minimal edit to its static settings."""
+    return MinimalEdit(config)
+
+
+SPEC = MethodSpec(
+    name="minimal-edit",
+    make=make,
+    Config=Config,
+    summary="the smallest change of the function under a margin constraint for each instance",
+    goals=("misclassify", "relabel"),
+    cost="one Jacobian row for each proxy and their Gram matrix, every other step",
+    paper="this project; constrained Gauss-Newton, relatives: repair by quadratic programming, ROME, MEMIT",
+    vmappable=False,
+)
