@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import jax
@@ -10,6 +11,9 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Many tests compile the same small programs anew; one cache for the session halves the time.
+jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jaxunlearn-tests-"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def shared_dir() -> Path | None:
