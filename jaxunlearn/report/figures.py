@@ -39,14 +39,16 @@ def forgotten(record: RunRecord) -> Any:
     order = np.argsort(record.forgotten, kind="stable")[:MAX_IMAGES]
     columns = min(len(order), 8)
     rows = -(-len(order) // columns)
-    head = 0.75
+    head = 0.7
     figure = _figure(max(1.5 * columns + 0.3, 6.2), 2.2 * rows + head)
     k, done = len(record.ids), int(record.forgotten.sum())
     title = (
         f"{done} of {k} images {'misclassified' if record.goal == 'misclassify' else 'relabelled'} by {record.method}"
     )
-    left_out = f"{len(order)} of {k} shown, those not forgotten first" if len(order) < k else ""
-    _heading(figure, title, left_out)
+    note = "was, now: the network's answer and its confidence; green: forgotten, red: not"
+    if len(order) < k:
+        note = f"{len(order)} of {k} shown, those not forgotten first; {note}"
+    _heading(figure, title, note)
     width, height = figure.get_size_inches()
     margin = (width - 1.5 * columns) / 2
     instances = record.results["instances"]
@@ -57,17 +59,17 @@ def forgotten(record: RunRecord) -> Any:
         colour = GOOD if record.forgotten[i] else BAD
         _image(axes, record.forget.x[i], record.box, colour)
         item = instances[i]
-        axes.set_title(f"#{item['id']}", fontsize=8.5, color=INK, pad=3)
+        axes.set_title(_id(item["id"]), fontsize=8.5, color=INK, pad=3)
         lines = (
             ("true", _name(record, item["label"]), "", INK),
             ("was", _name(record, item["before"]), _share(item["confidence_before"]), MUTED),
             ("now", _name(record, item["after"]), _share(item["confidence_after"]), colour),
         )
         for n, (word, name, share, ink) in enumerate(lines):
-            y = -0.08 - 0.125 * n
-            text = f"{_short(name, 17 - len(share))} {share}".rstrip()
-            axes.text(0, y, word, transform=axes.transAxes, fontsize=7.5, color=MUTED, va="top")
-            axes.text(0.23, y, text, transform=axes.transAxes, fontsize=7.5, color=ink, va="top")
+            y = -0.14 - 0.125 * n
+            text = f"{_short(name, 16 - len(share))}, {share}" if share else _short(name, 17)
+            axes.text(0, y, word, transform=axes.transAxes, fontsize=7.5, color=MUTED)
+            axes.text(0.23, y, text, transform=axes.transAxes, fontsize=7.5, color=ink)
     return figure
 
 
@@ -77,52 +79,57 @@ def curves(record: RunRecord) -> Any:
     kept = {n: v for n, v in history.items() if "loss" in n and len(v) and np.isfinite(v).any()}
     figure = _figure(12 if kept else 8.4, 3.6)
     panels = figure.subplots(1, 3 if kept else 2)
-    steps, k = max(record.result.steps, 1), len(record.ids)
+    steps, k = record.result.steps, len(record.ids)
+    span = max(steps, 1)
 
     label, before = np.asarray(record.forget.y), np.asarray(record.logits_before).argmax(axis=1)
     goal_before = before != label if record.goal == "misclassify" else before == np.asarray(record.forget.target)
     count = np.concatenate([[goal_before.sum()], history.get("forgotten", [record.forgotten.sum()])])
-    at = np.linspace(0, steps, len(count))
+    at = np.linspace(0, span, len(count))
 
-    axes = panels[0]
-    ends_only = False
+    axes, ends_only = panels[0], False
     for name, (colour, words) in SETS.items():
+        style: dict[str, Any] = {"marker": "o"}
         points = [tuple(p) for p in record.curve.get(name, ())]
-        if name == "forget" and not points and record.goal == "misclassify":
-            points = list(zip(at, 1 - count / k, strict=True))
-        sparse = not points and record.before.get(name) is not None and record.after.get(name) is not None
-        if sparse:
-            points, ends_only = [(0, record.before[name]), (steps, record.after[name])], True
+        if name == "forget" and not points and record.goal == "misclassify" and steps > 0:
+            points, style = list(zip(at.tolist(), (1 - count / k).tolist(), strict=True)), {"drawstyle": "steps-post"}
+        first, last = record.before.get(name), record.after.get(name)
+        if not points and first is not None and last is not None:
+            points, style, ends_only = [(0, first), (span, last)], {"marker": "o", "linestyle": "--"}, steps > 0
         if points:
             x, y = np.array(points, float).T
-            mark = {"linestyle": "--", "marker": "o"} if sparse else {"marker": "o" if len(x) < 30 else ""}
-            axes.plot(x, 100 * y, color=colour, label=words, linewidth=1.8, markersize=4, clip_on=False, **mark)
+            axes.plot(x, 100 * y, color=colour, label=words, linewidth=1.8, markersize=4, clip_on=False, **style)
     axes.set_ylim(0, 103)
-    _panel(axes, "Accuracy, %" + (" (dashed: first and last step only)" if ends_only else ""), steps)
-    axes.legend(frameon=False, fontsize=8, loc="best")
+    _panel(axes, "Accuracy, %" + (" (dashed: only the ends were measured)" if ends_only else ""), steps)
+    axes.legend(frameon=False, fontsize=8, loc="best", handlelength=2.8)
 
     axes = panels[1]
-    axes.step(at, count, where="post", color=INK, linewidth=1.8, clip_on=False)
+    style = {"drawstyle": "steps-post"} if steps > 0 else {"marker": "o", "markersize": 4, "linestyle": "--"}
+    axes.plot(at, count, color=INK, linewidth=1.8, clip_on=False, **style)
     axes.axhline(k, color=GOOD, linewidth=1, linestyle=":")
     axes.set_ylim(0, k * 1.04)
     axes.yaxis.get_major_locator().set_params(integer=True)
     _panel(axes, f"Forgotten instances, of {k}", steps)
 
     for (name, values), colour in zip(kept.items(), (ORANGE, BLUE, GOOD, BAD, MUTED), strict=False):
-        at = np.arange(1, len(values) + 1)
-        panels[2].plot(
-            at, values, color=colour, linewidth=1.6, label=name.replace("_", " "), marker="." * (len(at) == 1)
-        )
+        dot = "." if len(values) == 1 else ""
+        panels[2].plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6, label=_words(name), marker=dot)
     if kept:
         _panel(panels[2], "Loss", steps)
         panels[2].legend(frameon=False, fontsize=8, loc="best")
-    _heading(figure, f"{record.method}: {record.result.steps} steps", "")
+    _heading(
+        figure,
+        f"{record.method}, {'a one-shot edit' if record.result.stop_reason == 'completed' else f'{steps} steps'}",
+        "",
+    )
     figure.tight_layout(rect=(0, 0, 1, 0.9))
     return figure
 
 
 def transitions(record: RunRecord) -> Any:
     """Draw how many instances of each true class now get each class; only classes that occur."""
+    from matplotlib.patches import Rectangle
+
     true = np.asarray(record.forget.y)
     new = np.asarray(record.logits_after).argmax(axis=1)
     rows, columns = _classes(true), _classes(new)
@@ -133,20 +140,19 @@ def transitions(record: RunRecord) -> Any:
 
     names = [[_short(_name(record, c), 22) if c is not None else "others" for c in side] for side in (rows, columns)]
     # Room for the names, whose length nobody knows beforehand.
-    left, below = (0.35 + 0.075 * max(map(len, side)) for side in names)
+    left, below = (0.45 + 0.08 * max(map(len, side)) for side in names)
     cell = 0.42
-    width, height = left + cell * len(columns) + 0.4, below + cell * len(rows) + 1.0
-    figure = _figure(max(width, 4.6), height + 0.25)
+    figure = _figure(max(left + cell * len(columns) + 0.3, 4.6), below + cell * len(rows) + 0.75)
     width, height = figure.get_size_inches()
-    axes = figure.add_axes(
-        (left / width, (below + 0.25) / height, cell * len(columns) / width, cell * len(rows) / height)
-    )
-    axes.imshow(table, cmap="Blues", vmin=0, vmax=max(table.max() * 1.3, 1), aspect="auto")
+    axes = figure.add_axes((left / width, below / height, cell * len(columns) / width, cell * len(rows) / height))
+    full = max(1.3 * table.max(), 4)
+    axes.imshow(table, cmap="Blues", vmin=0, vmax=full, aspect="auto")
     for r, c in np.argwhere(table):
         same = rows[r] is not None and rows[r] == columns[c]
-        dark = table[r, c] > 0.6 * table.max() * 1.3
-        colour = BAD if same and record.goal == "misclassify" else "white" if dark else INK
-        axes.text(c, r, str(table[r, c]), ha="center", va="center", fontsize=8.5, color=colour)
+        dark = table[r, c] > 0.6 * full
+        axes.text(c, r, str(table[r, c]), ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
+        if same and record.goal == "misclassify":
+            axes.add_patch(Rectangle((c - 0.46, r - 0.46), 0.92, 0.92, fill=False, edgecolor=BAD, linewidth=1.6))
     axes.set_xticks(range(len(columns)), names[1], rotation=90, fontsize=8.5)
     axes.set_yticks(range(len(rows)), names[0], fontsize=8.5)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
@@ -157,7 +163,8 @@ def transitions(record: RunRecord) -> Any:
         spine.set_color(GRID)
     axes.set_xlabel("new class", fontsize=9, color=MUTED)
     axes.set_ylabel("true class", fontsize=9, color=MUTED)
-    _heading(figure, "From true class to new class", f"{len(true)} forgotten instances")
+    note = "; framed: the true class is still given" if record.goal == "misclassify" and (true == new).any() else ""
+    _heading(figure, "From true class to new class", f"{len(true)} instances{note}")
     return figure
 
 
@@ -173,7 +180,7 @@ def adversarial(record: RunRecord) -> Any:
     if not shown:
         return None
     columns = 1 + max(len(draws) for _, draws in shown)
-    size, gap, head = 1.25, 0.38, 0.75
+    size, gap, head = 1.25, 0.5, 0.65
     figure = _figure(max((size + 0.2) * columns + 0.7, 6.2), (size + gap) * len(shown) + head + 0.1)
     width, height = figure.get_size_inches()
     margin = (width - (size + 0.2) * columns - 0.25) / 2
@@ -185,17 +192,18 @@ def adversarial(record: RunRecord) -> Any:
             axes = figure.add_axes((left / width, (top - size) / height, size / width, size / height))
             if c == 0:
                 _image(axes, original, record.box, INK)
-                caption = f"#{record.ids[row]} {_name(record, int(record.forget.y[row]))}"
+                above, below = _id(record.ids[row]), _name(record, int(record.forget.y[row]))
             else:
                 x = np.asarray(batch.x[draws[c - 1]])
                 _image(axes, x, record.box, GRID)
                 target = _name(record, int(batch.target[draws[c - 1]]))
-                caption = f"→ {_short(target, 13)}, {np.linalg.norm(x - original):.2f}"
-            axes.set_title(_short(caption, 22), fontsize=8, color=INK if c == 0 else MUTED, pad=3)
+                above, below = f"→ {target}", f"{np.linalg.norm(x - original):.2f} away"
+            axes.set_title(_short(above, 20), fontsize=8, color=INK, pad=3)
+            axes.set_xlabel(_short(below, 20), fontsize=8, color=MUTED, labelpad=2)
     _heading(
         figure,
         f"Adversarial examples of the forget set: {len(real)} in all",
-        "left: the original; → the label each was attacked towards, and its L2 distance from the original",
+        "left: the original with its label; → the label an example was attacked towards, and its L2 distance",
     )
     return figure
 
@@ -217,9 +225,13 @@ def _heading(figure: Any, title: str, note: str) -> None:
 
 def _panel(axes: Any, title: str, steps: int) -> None:
     axes.set_title(title, fontsize=9.5, color=INK, loc="left")
-    axes.set_xlabel("step", fontsize=9, color=MUTED)
-    axes.set_xlim(0, steps)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    if steps:
+        axes.set_xlabel("step", fontsize=9, color=MUTED)
+        axes.set_xlim(0, steps)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    else:
+        axes.set_xlim(-0.1, 1.1)
+        axes.set_xticks([0, 1], ["before", "after"])
     axes.tick_params(colors=MUTED, labelsize=8.5)
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)
@@ -253,9 +265,18 @@ def _classes(labels: np.ndarray) -> list[Any]:
 
 
 def _name(record: RunRecord, label: int | None) -> str:
+    """Return a class name for a picture: of WordNet's synonyms the first."""
     if label is None:
         return "not a number"
-    return record.class_names[label] if record.class_names else str(label)
+    return record.class_names[label].split(",")[0] if record.class_names else str(label)
+
+
+def _id(name: Any) -> str:
+    return f"#{name}" if str(name).isdigit() else _short(str(name), 19)
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _short(text: str, length: int) -> str:

@@ -125,14 +125,15 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 def _fill(folder: Path, record: RunRecord) -> None:
     # Inside the function: reading a run must not need matplotlib or orbax.
     from jaxunlearn import checkpoint
-    from jaxunlearn.report import figures, page
+    from jaxunlearn.report.figures import draw
+    from jaxunlearn.report.page import markdown
 
     results = record.results
     validate(results)
     (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     checkpoint.save(folder / CHECKPOINT, record.result.model)
-    pictures = figures.draw(folder, record)
-    (folder / REPORT).write_text(page.markdown(record, pictures), encoding="utf-8")
+    pictures = draw(folder, record)
+    (folder / REPORT).write_text(markdown(record, pictures), encoding="utf-8")
 
 
 def _is_empty_dir(path: Path) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from jaxunlearn.report.record import RunRecord
 from jaxunlearn.report.tables import REASONS, percent, summary_table, unlearning_seconds
@@ -48,10 +47,18 @@ def _summary(record: RunRecord) -> str:
             f" seed {record.seed}.",
             f"**What happened.** {'All ' if done == k and k > 1 else ''}{done} of {k} {'is' if done == 1 else 'are'}"
             f" now {met}, after {record.result.steps} steps and {seconds:.1f} seconds"
-            f" (why it stopped: {REASONS[record.result.stop_reason]}).",
+            f" (why it stopped: {REASONS[record.result.stop_reason]}).{_left(record)}",
             f"**What it cost.** {' '.join(_costs(record)) or 'Not measured.'}",
         ]
     )
+
+
+def _left(record: RunRecord) -> str:
+    left = [str(name) for name, done in zip(record.ids, record.forgotten, strict=True) if not done]
+    if not left:
+        return ""
+    names = ", ".join(left[:8]) + (", ..." if len(left) > 8 else "")
+    return f" Not forgotten: {names}. The cost below is that of an unfinished job: compare it with no finished one."
 
 
 def _costs(record: RunRecord) -> Iterator[str]:
@@ -92,6 +99,8 @@ def _claims(record: RunRecord) -> str:
 def _numbers(record: RunRecord) -> str:
     note = "Accuracy in percent on the forget set D_f, the retain set D_r and the test set D_test; seconds are those"
     note += " of the unlearning, compilation included."
+    if "batch_norm" in record.config:
+        note += f" BatchNorm statistics: `{record.config['batch_norm']}`."
     return f"## Numbers\n\n{table(summary_table([record]), right=range(1, 7))}\n\n{note}"
 
 
