@@ -1,1 +1,31 @@
+"""Per-example Jacobian rows, Gram matrices, matrix-free products, and the edit they solve for.
 
+Large networks never store their rows: `gram` accumulates by blocks of
+parameters, `Jacobian.times` and `Jacobian.transpose_times` are forward- and
+reverse-mode products. Products run in the weights' dtype, small linear algebra
+in float64 on the host.
+"""
+
+from jaxunlearn.curvature.gram import (
+    ROW_BYTES as ROW_BYTES,
+    column_blocks as column_blocks,
+    gram as gram,
+    inner_products as inner_products,
+)
+from jaxunlearn.curvature.jacobian import (
+    Jacobian as Jacobian,
+    LogitDirection as LogitDirection,
+    per_example_grad as per_example_grad,
+)
+from jaxunlearn.curvature.margin_qp import (
+    InfeasibleError as InfeasibleError,
+    MarginStep as MarginStep,
+    solve_margin_qp as solve_margin_qp,
+)
+from jaxunlearn.curvature.selection import (
+    put as put,
+    select_paths as select_paths,
+    take as take,
+    unravel as unravel,
+    width as width,
+)

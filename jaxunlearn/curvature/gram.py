@@ -1,0 +1,93 @@
+"""Gram matrices of Jacobian rows, from stored rows or without ever holding more than a slice of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _repeat, _validate
+from jaxunlearn._types import Params, PyTree
+from jaxunlearn.curvature.jacobian import Jacobian
+from jaxunlearn.curvature.selection import take
+
+#: Bytes of rows held at a time by default.
+ROW_BYTES = 2 << 30
+
+
+def inner_products(a: Any, b: Any = None) -> np.ndarray:
+    """Return ``a @ b.T`` on the host in float64, the product itself in the rows' dtype.
+
+    Args:
+      a: rows, (n, P), NumPy or JAX.
+      b: rows, (m, P); None is ``a`` itself (half the work on CPU).
+
+    >>> inner_products(np.array([[1.0, 2.0]])).tolist()
+    [[5.0]]
+    """
+    b = a if b is None else b
+    if isinstance(a, np.ndarray):
+        return np.asarray(a @ b.T, np.float64)
+    return np.asarray(jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST), np.float64)
+
+
+def gram(
+    jacobian: Jacobian,
+    params: Params,
+    context: PyTree,
+    examples: PyTree,
+    *,
+    max_bytes: int = ROW_BYTES,
+    label: str | None = None,
+) -> np.ndarray:
+    """Return ``J J^T``, (n, n) float64, holding at most about ``max_bytes`` of rows at a time.
+
+    The columns of J are cut into blocks of whole tensors, or slices of one
+    tensor where it alone is too large; each block costs one pass over the
+    examples that differentiates its own tensors only. One compilation for each
+    set of tensors, none for another n of the same blocks.
+
+    Args:
+      jacobian, params, context, examples: see `Jacobian.rows`.
+      max_bytes: memory for rows; the result is the same but for rounding.
+      label: what progress is reported as, in examples times blocks.
+
+    Raises:
+      ValueError: ``max_bytes`` holds not even one column.
+    """
+    n = _repeat.rows(examples)
+    itemsize = max(leaf.dtype.itemsize for leaf in take(params, jacobian.paths).values())
+    columns = max_bytes // (n * itemsize)
+    if columns < 1:
+        raise ValueError(f"max_bytes must hold at least one column of {n} rows; got {max_bytes}")
+    total = np.zeros((n, n))
+    for paths, part in column_blocks(params, jacobian.paths, columns):
+        block = Jacobian(jacobian.fn, paths, jacobian.microbatch_size)
+        total += inner_products(block.rows(params, context, examples, columns=part, label=label))
+    return total
+
+
+def column_blocks(params: Params, paths: tuple[str, ...], columns: int) -> Iterator[tuple[tuple[str, ...], slice]]:
+    """Yield (paths, slice of their columns) of at most so many columns each, that cover all columns once.
+
+    >>> params = {"a": np.zeros(2), "b": np.zeros(2), "c": np.zeros(5)}
+    >>> list(column_blocks(params, ("a", "b", "c"), 4))
+    [(('a', 'b'), slice(0, 4, None)), (('c',), slice(0, 4, None)), (('c',), slice(4, 5, None))]
+    """
+    _validate.positive_int("columns", columns)
+    group: tuple[str, ...] = ()
+    filled = 0
+    for path, leaf in take(params, paths).items():
+        size = int(np.prod(np.shape(leaf), dtype=np.int64))
+        if group and filled + size > columns:
+            yield group, slice(0, filled)
+            group, filled = (), 0
+        if size > columns:
+            yield from (((path,), slice(start, min(start + columns, size))) for start in range(0, size, columns))
+        else:
+            group, filled = (*group, path), filled + size
+    if group:
+        yield group, slice(0, filled)

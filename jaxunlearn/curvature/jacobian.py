@@ -1,0 +1,180 @@
+"""Jacobians of a scalar per example: stored rows, or products with J and its transpose without them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _progress, _repeat, _validate
+from jaxunlearn._types import ApplyFn, Array, Params, PyTree
+from jaxunlearn.curvature.selection import put, take, width
+
+#: ``fn(params, context, example) -> scalar``; the context is shared by all examples.
+ScalarFn: TypeAlias = Callable[[Params, PyTree, PyTree], Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class LogitDirection:
+    """The scalar ``v . z(x)`` of an example ``(x, v)``: a direction in the space of logits.
+
+    The context is the network's ``model_state``; batch statistics stay as they
+    are. With v = e_a - e_b it is the margin of class a over class b.
+    """
+
+    apply_fn: ApplyFn
+
+    def __call__(self, params: Params, context: PyTree, example: PyTree) -> Array:
+        x, direction = example
+        logits = self.apply_fn(params, context, x[None], train=False)[0][0]
+        return jnp.vdot(direction.astype(logits.dtype), logits)
+
+
+def per_example_grad(fn: ScalarFn, paths: Sequence[str]) -> Callable[[Params, PyTree, PyTree], dict[str, Array]]:
+    """Return a function that gives one gradient per example, as ``{path: (n, *shape)}``; pure, for any jit.
+
+    >>> grad = per_example_grad(lambda p, _, x: p["w"] * x, ("w",))
+    >>> grad({"w": jnp.float32(2.0)}, None, jnp.arange(3.0))["w"].tolist()
+    [0.0, 1.0, 2.0]
+    """
+
+    def grads(params: Params, context: PyTree, examples: PyTree) -> dict[str, Array]:
+        def one(chosen: dict[str, Array], example: PyTree) -> Array:
+            return fn(put(params, chosen), context, example)
+
+        return jax.vmap(jax.grad(one), in_axes=(None, 0))(take(params, paths), examples)
+
+    return grads
+
+
+@dataclasses.dataclass(frozen=True)
+class Jacobian:
+    """The matrix J with row i the gradient of ``fn(params, context, example_i)`` in chosen tensors.
+
+    Stepped from the host in microbatches of one size, the last one padded: one
+    compilation serves any number of examples, and no product but `rows` needs
+    memory that grows with them. Columns follow the order of ``paths``.
+
+    Attributes:
+      fn: hashable; equal functions share compiled code.
+      paths: see `select_paths`.
+      microbatch_size: examples differentiated at a time.
+
+    >>> J = Jacobian(lambda p, _, x: jnp.vdot(p["w"], x), ("w",))
+    >>> J.rows({"w": jnp.ones(2)}, None, np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)).tolist()
+    [[1.0, 2.0], [3.0, 4.0]]
+    """
+
+    fn: ScalarFn
+    paths: tuple[str, ...]
+    microbatch_size: int = 16
+
+    def __post_init__(self) -> None:
+        _validate.positive_int("microbatch_size", self.microbatch_size)
+
+    def rows(
+        self,
+        params: Params,
+        context: PyTree,
+        examples: PyTree,
+        *,
+        columns: slice = slice(None),
+        label: str | None = None,
+    ) -> Any:
+        """Return J, (n, P), or some of its columns: a NumPy array on CPU, else a JAX array.
+
+        Args:
+          params, context: arguments of ``fn``.
+          examples: pytree of arrays with one leading axis of n.
+          columns: which columns to keep, a slice of step 1.
+          label: what progress is reported as, in examples.
+        """
+        n, total = _repeat.rows(examples), width(params, self.paths)
+        kept = len(range(*columns.indices(total)))
+        on_host = jax.default_backend() == "cpu"  # there NumPy sees device memory; elsewhere keep rows on the device
+        out: Any = None
+        pieces: list[Array] = []
+        for start, stop, chunk in _chunks(examples, self.microbatch_size):
+            block = _repeat.call(_rows, (self,), params, context, chunk)
+            if on_host:
+                host = np.asarray(block)
+                out = np.empty((n, kept), host.dtype) if out is None else out
+                out[start:stop] = host[: stop - start, columns]
+            else:
+                pieces.append(block[: stop - start, columns])
+            if label is not None:
+                _progress.report(label, stop, n)
+        return out if on_host else jnp.concatenate(pieces)
+
+    def times(self, params: Params, context: PyTree, examples: PyTree, direction: Mapping[str, Any]) -> np.ndarray:
+        """Return J d, (n,), for a direction given as ``{path: tensor}``, by forward-mode products."""
+        direction = {path: jnp.asarray(direction[path]) for path in self.paths}
+        out = [
+            np.asarray(_repeat.call(_times, (self,), params, context, chunk, direction))[: stop - start]
+            for start, stop, chunk in _chunks(examples, self.microbatch_size)
+        ]
+        return np.concatenate(out)
+
+    def transpose_times(self, params: Params, context: PyTree, examples: PyTree, weight: Any) -> dict[str, Array]:
+        """Return J^T w as ``{path: tensor}``: one backward pass over the examples.
+
+        Args:
+          params, context, examples: as in `rows`.
+          weight: w, (n,).
+
+        Raises:
+          ValueError: the weight has another length than the examples.
+        """
+        weight = np.asarray(weight)
+        _validate.same_length("examples and weight", {"examples": jax.tree.leaves(examples)[0], "weight": weight})
+        weight = weight.astype(jax.tree.leaves(take(params, self.paths))[0].dtype)
+        total = {path: jnp.zeros_like(leaf) for path, leaf in take(params, self.paths).items()}
+        for start, stop, (chunk, w) in _chunks((examples, weight), self.microbatch_size):
+            w = np.where(np.arange(len(w)) < stop - start, w, 0)
+            total = _repeat.call(_transpose_times, (self,), params, context, chunk, w, total)
+        return total
+
+
+def _rows(jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree) -> Array:
+    grads = per_example_grad(jacobian.fn, jacobian.paths)(params, context, chunk)
+    return jnp.concatenate([grads[path].reshape(jacobian.microbatch_size, -1) for path in jacobian.paths], axis=1)
+
+
+def _values(jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree) -> Callable[[Any], Array]:
+    def values(chosen: dict[str, Array]) -> Array:
+        merged = put(params, chosen)
+        return jax.vmap(lambda example: jacobian.fn(merged, context, example))(chunk)
+
+    return values
+
+
+def _times(jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree, direction: dict[str, Array]) -> Array:
+    values = _values(jacobian, params, context, chunk)
+    tangent: Array = jax.jvp(values, (take(params, jacobian.paths),), (direction,))[1]
+    return tangent
+
+
+def _transpose_times(
+    jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree, weight: Array, total: dict[str, Array]
+) -> dict[str, Array]:
+    values = _values(jacobian, params, context, chunk)
+    grads = jax.grad(lambda chosen: jnp.vdot(weight, values(chosen)))(take(params, jacobian.paths))
+    return jax.tree.map(jnp.add, total, grads)
+
+
+def _chunks(examples: PyTree, size: int) -> Iterator[tuple[int, int, PyTree]]:
+    """Yield (start, stop, microbatch of one size): the last one repeats its last row."""
+    examples = jax.tree.map(np.asarray, examples)
+    n = _repeat.rows(examples)
+    for start in range(0, n, size):
+        stop = min(start + size, n)
+        missing = start + size - stop
+        yield start, stop, jax.tree.map(lambda a: _repeat_last(a[start:stop], missing), examples)
+
+
+def _repeat_last(rows: np.ndarray, times: int) -> np.ndarray:
+    return np.concatenate([rows, np.repeat(rows[-1:], times, axis=0)]) if times else rows
