@@ -131,7 +131,7 @@ def transitions(record: RunRecord) -> Any:
     from matplotlib.patches import Rectangle
 
     true = np.asarray(record.forget.y)
-    new = np.asarray(record.logits_after).argmax(axis=1)
+    new = np.array([-1 if item["after"] is None else item["after"] for item in record.results["instances"]])
     rows, columns = _classes(true), _classes(new)
     table = np.zeros((len(rows), len(columns)), int)
     for t, n in zip(true, new, strict=True):
@@ -266,7 +266,7 @@ def _classes(labels: np.ndarray) -> list[Any]:
 
 def _name(record: RunRecord, label: int | None) -> str:
     """Return a class name for a picture: of WordNet's synonyms the first."""
-    if label is None:
+    if label is None or label < 0:
         return "not a number"
     return record.class_names[label].split(",")[0] if record.class_names else str(label)
 
