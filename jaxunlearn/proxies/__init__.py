@@ -1,0 +1,8 @@
+"""Proxies: inputs that stand in for data that may not be seen, to hold a network's function in place.
+
+`cutmix` needs the forget images alone, `invert` the network alone. The user's
+own unlabelled images are proxies as they are, or through `augment`.
+"""
+
+from jaxunlearn.proxies.inversion import invert as invert, invert_artefact as invert_artefact
+from jaxunlearn.proxies.mixing import augment as augment, cutmix as cutmix
