@@ -264,11 +264,14 @@ def pick(chunks: PyTree, c: int) -> PyTree:
 
 @partial(jax.jit, static_argnames=("n", "interleave"))
 def join(chunks: PyTree, n: int, *, interleave: bool = True) -> PyTree:
-    """Undo `split`: stacked chunks (chunks, size, ...) to the first n rows.
+    """Undo `split`: chunks (chunks, size, ...), or a list of them, to the first n rows.
 
     >>> join(split(jnp.arange(5), 2), 5).tolist()
     [0, 1, 2, 3, 4]
     """
+
+    if isinstance(chunks, list):
+        chunks = jax.tree.map(lambda *a: jnp.stack(a), *chunks)
 
     def leaf(a: Any) -> Any:
         if interleave:

@@ -62,8 +62,7 @@ def adversarial_set(
     _validate.one_of("targets", targets, TARGETS)
     _validate.forget_set(_real(forget), model.spec, "misclassify")
     row, draw = published_order(len(forget.x), draws, group)
-    of = jax.tree.map(lambda a: jnp.asarray(a)[row], forget)
-    target, keys = _repeat.call(_draw, (model.spec.num_classes, targets), key, of.index, draw, of.y)
+    of, target, keys = _repeat.call(_draw, (model.spec.num_classes, targets), key, forget, row, draw)
     x = attack_batch(
         pgd(model.apply_fn, norm=norm, steps=steps, loop=loop),
         keys,
@@ -103,9 +102,12 @@ def published_order(k: int, draws: int, group: int) -> tuple[np.ndarray, np.ndar
     return row, draw
 
 
-def _draw(num_classes: int, targets: Targets, key: Array, index: Array, draw: Array, y: Array) -> tuple[Array, Array]:
+def _draw(
+    num_classes: int, targets: Targets, key: Array, forget: Batch, row: Array, draw: Array
+) -> tuple[Batch, Array, Array]:
     def one(index: Array, draw: Array, y: Array) -> tuple[Array, Array]:
         for_target, for_start = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, index), draw))
         return random_targets(for_target, y, num_classes, scheme=targets), for_start
 
-    return jax.vmap(one)(index, draw, y)
+    of = jax.tree.map(lambda a: jnp.asarray(a)[row], forget)
+    return of, *jax.vmap(one)(of.index, draw, of.y)

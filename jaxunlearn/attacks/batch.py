@@ -84,7 +84,7 @@ def attack_batch(
             if progress is not None:
                 jax.block_until_ready(out[-1])
                 _progress.report(progress, done + attack.steps, total)
-    return _repeat.join(jnp.stack(out), n)
+    return _repeat.join(out, n)
 
 
 def _start(attack: PGD, chunk: tuple[Array, Array, Array], limits: Limits) -> Array:

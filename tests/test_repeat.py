@@ -1,0 +1,167 @@
+"""Loops from the host and on the device: equal results, no retracing, flat chunks."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax.sharding import NamedSharding, PartitionSpec as P
+
+from jaxunlearn import _progress, _repeat
+
+TRACES = {"affine": 0, "weighted": 0, "ordered": 0}
+
+
+def affine(factor, i, carry, shift):
+    TRACES["affine"] += 1
+    return factor * carry + shift * i
+
+
+def weighted(power, chunk, offset):
+    TRACES["weighted"] += 1
+    x, w = chunk
+    return {"sum": jnp.sum(w * (x + offset) ** power), "n": jnp.sum(w)}
+
+
+def ordered(base, carry, chunk):
+    """Not a sum: tells chunk boundaries and their order."""
+    TRACES["ordered"] += 1
+    return base * carry + jnp.sum(chunk)
+
+
+def test_on_host_follows_the_backend_and_gives_way_to_tracers():
+    x = jnp.zeros(2)
+    assert _repeat.on_host(x) == (jax.default_backend() == "cpu")
+    assert _repeat.on_host(x, loop="host")
+    assert not _repeat.on_host(x, loop="device")
+    seen = []
+    jax.vmap(lambda x: seen.append(_repeat.on_host({"a": x}, 1)) or x)(x)
+    assert seen == [False]
+    with pytest.raises(ValueError, match="loop='host' cannot run under jit, vmap or grad"):
+        jax.jit(lambda x: _repeat.on_host(x, loop="host"))(x)
+    with pytest.raises(ValueError, match="loop must be one of 'auto', 'host', 'device'; got 'gpu'"):
+        _repeat.on_host(x, loop="gpu")
+
+
+@pytest.mark.parametrize("n", [0, 1, 7])
+def test_repeat_is_the_same_loop_in_either_form(n):
+    expected = 2.0
+    for i in range(n):
+        expected = 3 * expected + 0.5 * i
+    run = lambda loop: _repeat.repeat(affine, n, jnp.float32(2), jnp.float32(0.5), statics=(3,), loop=loop)
+    assert float(run("host")) == float(run("device")) == float(run("auto")) == expected
+    assert float(jax.jit(lambda: run("auto"))()) == expected
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_repeat_traces_once_for_equal_statics(loop):
+    def run(start, shift):
+        return _repeat.repeat(affine, 5, jnp.full(3, start), jnp.float32(shift), statics=(7,), loop=loop)
+
+    run(1.0, 2.0)
+    before = TRACES["affine"]
+    run(3.0, -1.0)
+    assert TRACES["affine"] == before
+
+
+def test_repeat_reports_each_step_within_larger_work():
+    seen = []
+    with _progress.listening(lambda *told: seen.append(told)):
+        _repeat.repeat(affine, 2, jnp.float32(0), 1.0, statics=(1,), loop="host", label="work", done=4, total=6)
+        _repeat.repeat(affine, 1, jnp.float32(0), 1.0, statics=(1,), loop="host", label="alone")
+    assert seen == [("work", 5, 6), ("work", 6, 6), ("alone", 1, 1)]
+
+
+def test_repeat_refuses_a_negative_number_of_steps():
+    with pytest.raises(ValueError, match="n must be at least 0; got -1"):
+        _repeat.repeat(affine, -1, jnp.float32(0), 1.0, statics=(1,))
+
+
+@given(n=st.integers(1, 40), size=st.integers(1, 20), interleave=st.booleans())
+@settings(max_examples=12, deadline=None)
+def test_split_and_join_are_inverse(n, size, interleave):
+    xs = {"x": np.arange(2 * n, dtype=np.float32).reshape(n, 2), "key": jax.random.split(jax.random.key(n), n)}
+    chunks = _repeat.split(xs, size, interleave=interleave)
+    assert chunks["x"].shape == (-(-n // size), size, 2)
+    assert float(chunks["x"].sum()) == xs["x"].sum()  # padding is zero
+    if not interleave:
+        np.testing.assert_array_equal(chunks["x"][0], np.pad(xs["x"], ((0, size), (0, 0)))[:size])
+    back = _repeat.join(chunks, n, interleave=interleave)
+    np.testing.assert_array_equal(back["x"], xs["x"])
+    np.testing.assert_array_equal(jax.random.key_data(back["key"]), jax.random.key_data(xs["key"]))
+
+
+def test_interleaved_chunks_of_sharded_rows_stay_sharded():
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    x = jax.device_put(jnp.arange(32.0), NamedSharding(mesh, P("batch")))
+    chunk = _repeat.pick(_repeat.split(x, 16), 1)
+    assert chunk.tolist() == list(range(1, 32, 2))
+    assert len({shard.index[0].start for shard in chunk.addressable_shards}) == 8
+
+
+@given(n=st.integers(1, 40), size=st.integers(1, 20))
+@settings(max_examples=25, deadline=None)
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_accumulate_sums_over_rows_whatever_the_microbatch(loop, n, size):
+    x = np.random.default_rng(n).normal(size=n).astype(np.float32)
+    w = np.random.default_rng(n + 1).integers(0, 2, n).astype(np.float32)
+    total = _repeat.accumulate(weighted, (x, w), 0.5, microbatch_size=size, statics=(2,), loop=loop)
+    np.testing.assert_allclose(total["sum"], np.sum(w * (x + 0.5) ** 2), rtol=1e-5, atol=1e-5)
+    assert float(total["n"]) == w.sum()
+
+
+def test_accumulate_from_the_host_does_not_retrace_for_another_number_of_rows():
+    run = lambda n: _repeat.accumulate(weighted, (jnp.ones(n), jnp.ones(n)), 0.0, microbatch_size=8, statics=(3,))
+    before = TRACES["weighted"]
+    assert [float(run(n)["sum"]) for n in (5, 8, 9, 30)] == [5, 8, 9, 30]
+    assert TRACES["weighted"] == before + 1
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_accumulate_under_jit_and_vmap(loop):
+    loop = "auto" if loop == "host" else loop  # "auto" is the host on CPU, the device under jit
+    xs = jnp.arange(12.0).reshape(2, 6)
+    sums = lambda x: _repeat.accumulate(weighted, (x, jnp.ones(6)), 0.0, microbatch_size=4, statics=(1,), loop=loop)[
+        "sum"
+    ]
+    assert jax.vmap(sums)(xs).tolist() == [15, 51]
+    assert float(jax.jit(sums)(xs[0])) == float(sums(xs[0])) == 15
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_fold_keeps_rows_consecutive_and_in_order(exact):
+    x = jnp.arange(1.0, 12)  # chunks 1..4, 5..8, 9..11
+    run = lambda loop: _repeat.fold(
+        ordered, jnp.float32(0), x, microbatch_size=4, statics=(100,), exact=exact, loop=loop
+    )
+    assert float(run("host")) == float(run("device")) == 10 * 10000 + 26 * 100 + 30
+
+
+def test_fold_exact_shows_the_last_rows_without_padding():
+    sizes = []
+
+    def note(carry, chunk):
+        sizes.append(chunk.shape[0])
+        return carry + jnp.sum(chunk)
+
+    seen = []
+    with _progress.listening(lambda *told: seen.append(told)):
+        assert float(_repeat.fold(note, jnp.float32(0), jnp.ones(7), microbatch_size=3, exact=True, label="w")) == 7
+        assert sizes == [3, 1]  # traced once each
+        assert seen == [("w", 1, 3), ("w", 2, 3), ("w", 3, 3)]
+        assert float(_repeat.fold(note, jnp.float32(0), jnp.ones(2), microbatch_size=3, exact=True)) == 2
+        assert sizes == [3, 1, 2]
+
+
+def test_rows_and_sizes_are_checked():
+    with pytest.raises(ValueError, match=r"one leading axis; got lengths \[\(2,\), \(3,\)\]"):
+        _repeat.rows((jnp.zeros(2), jnp.zeros(3)))
+    with pytest.raises(ValueError, match=r"one leading axis; got lengths \[\(\)\]"):
+        _repeat.rows(jnp.float32(1))
+    with pytest.raises(ValueError, match="no rows"):
+        _repeat.rows(jnp.zeros((0, 2)))
+    with pytest.raises(ValueError, match="microbatch_size must be at least 1; got 0"):
+        _repeat.chunk_size(3, 0)
+    assert _repeat.chunk_size(3, 8, exact=True) == 3
