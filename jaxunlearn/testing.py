@@ -23,7 +23,7 @@ from jaxunlearn._types import Array, Batch, MethodSpec, Model, ModelSpec, Params
 
 #: Settings that make any method small; a method takes those it has.
 SMALL: dict[str, Any] = dict(
-    draws=2, attack_steps=3, max_passes=4, forget_batch=4, companion_batch=8, learning_rate=0.05
+    draws=2, attack_steps=3, max_passes=4, forget_batch=4, companion_batch=8, learning_rate=0.05, proxies=64
 )
 
 
