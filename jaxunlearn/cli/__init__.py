@@ -1,1 +1,1 @@
-
+"""The command line; `jaxunlearn.cli.main.main` is its entry point."""

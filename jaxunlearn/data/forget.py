@@ -95,6 +95,11 @@ def parse_targets(
     return targets
 
 
+def ranked(salt: str, source: Source, rows: np.ndarray) -> np.ndarray:
+    """Return rows in a random order that depends on the salt and their ids, not on where they are stored."""
+    return rows[np.argsort(_hashes(salt, source.ids[rows]), kind="stable")]
+
+
 def _hashes(salt: str, ids: Iterable[str]) -> np.ndarray:
     """Return 64 bits an id: random, yet the same on every machine and with every NumPy."""
     digests = b"".join(hashlib.sha256(f"{salt}|{name}".encode()).digest()[:8] for name in ids)
@@ -109,7 +114,7 @@ def _random_rows(value: str, source: Source, train: np.ndarray, seed: int) -> np
         raise ValueError("the forget set is empty: random:0 names no instance")
     if count > len(train):
         raise ValueError(f"random:{count} asks for more than the {len(train)} training instances of {source.name}")
-    return train[np.argsort(_hashes(f"forget|{seed}", source.ids[train]), kind="stable")[:count]]
+    return ranked(f"forget|{seed}", source, train)[:count]
 
 
 def _named_rows(names: list[str], source: Source) -> np.ndarray:

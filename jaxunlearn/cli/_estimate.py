@@ -1,0 +1,113 @@
+"""What a run would cost, from shapes and from a short measured probe; an estimate, and it says so."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _config, inference, loop, losses
+from jaxunlearn._types import Draws, MethodSpec, Model, Problem, PyTree
+from jaxunlearn.cli._run import Request
+
+#: Images of the probe.
+PROBE = 32
+
+
+def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) -> list[tuple[str, str]]:
+    """Return lines on memory and time of a request that is not run.
+
+    Memory is that of the method's state, by shapes alone. Time is that of one
+    forward pass, one weight gradient and one input gradient of 32 images,
+    timed here once compiled, multiplied by how often the request needs them;
+    compilation is not in it.
+    """
+    unlearner = spec.make(_config.static(config))
+    forward, weights, inputs = _probe(request.model, problem)
+    measured = 2 * sum(map(len, request.sets().values()))
+    lines = [("measuring", f"about {_time(measured * forward)} for {measured:,} images, before and after together")]
+
+    draws, iterations = getattr(config, "draws", None), getattr(config, "attack_steps", None)
+    if draws and iterations:
+        images = draws * len(request.rows)
+        lines.append(
+            ("attack", f"about {_time(images * iterations * inputs)} for {images:,} images of {iterations} steps each")
+        )
+    state = _shapes(unlearner, problem, config)
+    for phase in unlearner.phases if state is not None else ():
+        plan = phase.draws(state.inner)
+        batch = jax.eval_shape(partial(_first, plan), state.inner)
+        rows = sum(leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim == 1 + len(request.source.input_shape))
+        steps = phase.max_passes * plan.steps_per_pass
+        lines.append(
+            (
+                "steps",
+                f"about {_time(rows * weights)} a step of {rows} images; at most {steps:,} steps, "
+                f"{_time(steps * rows * weights)}; it stops as soon as every instance is forgotten",
+            )
+        )
+    if state is not None:
+        held = sum(
+            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if hasattr(leaf.dtype, "itemsize")
+        )
+        lines.append(
+            ("memory", f"about {_bytes(held)} for weights, optimiser and images of the method, and activations")
+        )
+    return [*lines, ("note", "an estimate from a probe on this machine; compiling comes on top, other work slows it")]
+
+
+def _first(plan: Draws, state: PyTree) -> Any:
+    return plan.draw(state, 0, plan.period[0])
+
+
+def _probe(model: Model, problem: Problem) -> tuple[float, float, float]:
+    """Return the seconds an image of a forward pass, a weight gradient and an input gradient."""
+    take = np.arange(PROBE) % problem.forget.x.shape[0]
+    x, y = jnp.asarray(problem.forget.x)[take], jnp.asarray(problem.forget.y)[take]
+
+    def loss(params: PyTree, x: jax.Array) -> jax.Array:
+        logits = model.apply_fn(params, model.model_state, x, train=False)[0]
+        return jnp.sum(losses.cross_entropy(logits, y))
+
+    work = (
+        lambda: inference.logits(model, x, label="probe"),
+        partial(jax.jit(jax.grad(loss)), model.params, x),
+        partial(jax.jit(jax.grad(loss, argnums=1)), model.params, x),
+    )
+    forward, weights, inputs = (_best(call) / PROBE for call in work)
+    return forward, weights, inputs
+
+
+def _best(call: Callable[[], Any]) -> float:
+    jax.block_until_ready(call())  # compiles
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def _shapes(unlearner: Any, problem: Problem, config: Any) -> Any:
+    """Return the shapes of the method's starting state, or None where it must run to know them."""
+    try:
+        return jax.eval_shape(partial(loop.start, unlearner), jax.random.key(0), problem, _config.traced(config))
+    except jax.errors.JAXTypeError:
+        return None
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1:
+        return "1 s" if seconds > 0.5 else f"{seconds:.2f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

@@ -1,0 +1,168 @@
+"""Flags shared by commands, and the hyper-parameter flags generated from a method's Config."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from typing import Any
+
+from jaxunlearn.cli import _errors
+
+DEVICES = ("auto", "cpu", "gpu", "tpu")
+PRECISIONS = ("highest", "high", "default")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are ours: one line, no usage block."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
+
+    def error(self, message: str) -> Any:
+        """Raise a `UserError` with the message."""
+        raise _errors.UserError(message)
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Wrap one paragraph, leave a layout of several lines alone."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+def add_model_flags(parser: argparse.ArgumentParser, archs: Sequence[str]) -> None:
+    """Add the flags that name a network and its weights."""
+    group = parser.add_argument_group("network")
+    group.add_argument(
+        "--arch", metavar="NAME", help=f"{', '.join(archs)}, or package.module:Class for a Linen module of your own"
+    )
+    group.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="PyTorch file (.pth .pt .th; no code in it is run), .safetensors or .npz; or the folder of a checkpoint "
+        "or run, which knows its network",
+    )
+    group.add_argument(
+        "--mean", type=_numbers, metavar="A,B,C", help="normalisation inside the network; default: its usual one"
+    )
+    group.add_argument("--std", type=_numbers, metavar="A,B,C", help="goes with --mean")
+
+
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that name a data set."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="SOURCE", help="digits, tfds:NAME, tfds:NAME:CONFIG or npz:FILE")
+    group.add_argument("--data-dir", metavar="DIR", help="where the TFDS data lie")
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that change where and how loudly, not what."""
+    group = parser.add_argument_group("running")
+    group.add_argument("--device", choices=DEVICES, default="auto", help="default: %(default)s")
+    group.add_argument(
+        "--precision", choices=PRECISIONS, default="highest", help="of matrix products on GPU and TPU; default: highest"
+    )
+    group.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
+
+
+def add_method_flags(parser: argparse.ArgumentParser, spec: Any) -> None:
+    """Add one flag for each hyper-parameter of a method; what is not given is absent from the namespace."""
+    group = parser.add_argument_group(f"hyper-parameters of {spec.name}", f"{spec.summary} ({spec.paper})")
+    published = spec.Config.published()
+    for field in dataclasses.fields(spec.Config):
+        kind, choices = type(field.default), field.metadata["choices"]
+        how: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field, getattr(published, field.name))}
+        if kind is bool:
+            how |= {"action": argparse.BooleanOptionalAction}
+        elif choices is not None:
+            how |= {"choices": choices, "type": type(choices[0])}
+        else:
+            how |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
+        group.add_argument(flag(field.name), **how)
+
+
+def config_of(spec: Any, args: argparse.Namespace) -> Any:
+    """Return the method's Config: the preset, then the flags that were given.
+
+    Raises:
+      UserError: a value out of range, named by its flag.
+    """
+    from jaxunlearn import _config
+
+    names = [field.name for field in dataclasses.fields(spec.Config)]
+    given = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    base = spec.Config.published() if args.preset == "published" else None
+    try:
+        return _config.from_mapping(spec.Config, given, base=base)
+    except (ValueError, TypeError) as error:
+        message = str(error)
+        for name in names:
+            if message.startswith(f"{name} "):
+                message = flag(name) + message.removeprefix(name)
+        raise _errors.UserError(message) from error
+
+
+def refuse_unknown(left: Sequence[str], spec: Any, parser: argparse.ArgumentParser) -> None:
+    """Raise a `UserError` for the first argument that nobody asked for."""
+    if not left:
+        return
+    from jaxunlearn import methods
+
+    unknown = left[0].partition("=")[0]
+    if not unknown.startswith("-"):
+        raise _errors.UserError(f"unexpected argument {unknown!r}")
+    ours = [flag(field.name) for field in dataclasses.fields(spec.Config)]
+    owners = [
+        other.name
+        for other in methods.all_specs().values()
+        if unknown in [flag(field.name) for field in dataclasses.fields(other.Config)]
+    ]
+    if owners:
+        raise _errors.UserError(
+            f"method {spec.name!r} has no flag {unknown}, a flag of {', '.join(owners)}; its flags: {' '.join(ours)}"
+        )
+    close = difflib.get_close_matches(unknown, parser._option_string_actions, n=1)
+    raise _errors.UserError(
+        f"unknown flag {unknown}; "
+        + (f"did you mean {close[0]}?" if close else f"the flags of method {spec.name!r}: {' '.join(ours)}")
+    )
+
+
+def flag(name: str) -> str:
+    """Return the flag of a field.
+
+    >>> flag("learning_rate")
+    '--learning-rate'
+    """
+    return "--" + name.replace("_", "-")
+
+
+def _help(field: dataclasses.Field[Any], published: Any) -> str:
+    meta, facts = field.metadata, []
+    low, high = meta["low"], meta["high"]
+    if low is not None and high is not None:
+        facts.append(f"{low:g} to {high:g}")
+    elif low is not None:
+        facts.append(f"at least {low:g}")
+    elif high is not None:
+        facts.append(f"at most {high:g}")
+    facts.append(f"default {_plain(field.default)}")
+    if published != field.default:
+        facts.append(f"published {_plain(published)}")
+    if meta["deviation"]:
+        facts.append(meta["deviation"])
+    unit = f", in {meta['unit']}" if meta["unit"] and meta["unit"].rstrip("s") not in meta["help"] else ""
+    return f"{meta['help']}{unit} ({'; '.join(facts)})".replace("%", "%%")
+
+
+def _plain(value: Any) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be numbers separated by commas; got {text!r}") from None

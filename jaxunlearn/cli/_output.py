@@ -1,0 +1,67 @@
+"""Tables and text on standard output."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxunlearn.report import RunRecord
+
+#: Why a run stopped, in a table's cell.
+BRIEF = {
+    "forgotten": "all forgotten",
+    "max_steps": "step budget spent",
+    "diverged": "not finite",
+    "completed": "done",
+    "interrupted": "interrupted",
+}
+
+
+def table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
+    """Print rows as a table, the first being the header.
+
+    Args:
+      rows: cells of text.
+      left: columns aligned to the left; numbers stand on the right.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, name in enumerate(rows[0]):
+        grid.add_column(name, justify="left" if number in left else "right", overflow="fold")
+    for row in rows[1:]:
+        grid.add_row(*(Text(cell) for cell in row))
+    Console(width=width(), highlight=False, markup=False).print(grid)
+
+
+def summary(records: Sequence[RunRecord]) -> None:
+    """Print accuracies before and after, steps, seconds and why each run stopped, in less than 80 columns."""
+    from jaxunlearn.report.tables import REASONS, summary_table
+
+    brief = {REASONS[reason]: words for reason, words in BRIEF.items()}
+    header, *rows = summary_table(records)
+    table([(*header[:-1], "stopped"), *((*row[:-1], brief.get(row[-1], row[-1])) for row in rows)], left=(0, 7))
+
+
+def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
+    """Print names and values, one a line, values aligned and wrapped."""
+    name_width = max(len(name) for name, _ in pairs) + 2
+    for name, value in pairs:
+        first = f"{indent}{name:<{name_width}}"
+        print(
+            textwrap.fill(
+                value, width(), initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
+            )
+            or first
+        )
+
+
+def width() -> int:
+    """Return the columns there are; into a pipe or file there is no edge to wrap at, unless COLUMNS sets one."""
+    return shutil.get_terminal_size((110, 24)).columns

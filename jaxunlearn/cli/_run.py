@@ -1,0 +1,288 @@
+"""One request from start to end: measure, unlearn, measure again, record. Used by every command that unlearns."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _config, _progress, _tree, inference, loop, losses, report
+from jaxunlearn._types import Batch, Goal, MethodSpec, Model, Problem
+from jaxunlearn.audits.accuracy import accuracy
+from jaxunlearn.cli import _errors
+from jaxunlearn.data import Source
+from jaxunlearn.data.forget import ranked
+from jaxunlearn.loop import Event
+
+#: Test images that are watched while a method works; never more than one batch of evaluation.
+WATCHED = 250
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Earlier:
+    """An instance that an earlier run was asked to forget."""
+
+    run: str
+    id: str
+    row: int
+    label: int
+    goal: Goal
+    target: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """What is to be forgotten, of which data, by which network.
+
+    Attributes:
+      model: the classifier before.
+      source: the data set.
+      rows: (k,) rows of the forget set; target: (k,) labels to give instead, or None.
+      goal, seed: as on the command line.
+      earlier: instances that earlier runs forgot.
+      eval_limit: how many instances of each of D_r and D_test are measured, or None for all.
+    """
+
+    model: Model
+    source: Source
+    rows: np.ndarray
+    target: np.ndarray | None = None
+    goal: Goal = "misclassify"
+    seed: int = 0
+    earlier: Sequence[Earlier] = ()
+    eval_limit: int | None = None
+
+    def sets(self) -> dict[str, np.ndarray]:
+        """Return the rows to measure by set: "forget", "retain" (all else in training), "test" where there is one."""
+        source = self.source
+        gone = np.concatenate([self.rows, [item.row for item in self.earlier]]).astype(np.intp)
+        sets = {
+            "retain": np.setdiff1d(source.splits["train"], gone),
+            "test": source.splits.get("test", np.empty(0, int)),
+        }
+        if self.eval_limit is not None:
+            sets = {name: np.sort(ranked("measure", source, rows)[: self.eval_limit]) for name, rows in sets.items()}
+        return {"forget": self.rows, **{name: rows for name, rows in sets.items() if len(rows)}}
+
+    def forget(self) -> Batch:
+        """Return the forget set as a batch."""
+        return Batch.of(self.source.images(self.rows), self.source.labels[self.rows], self.target)
+
+    def problem(self, spec: MethodSpec) -> Problem:
+        """Return what the method gets to see: retain data only if it says that it needs them."""
+        retain = None
+        if "retain" in spec.needs:
+            rows = np.setdiff1d(self.source.splits["train"], [*self.rows, *(item.row for item in self.earlier)])
+            retain = Batch.of(self.source.images(rows), self.source.labels[rows])
+        held = [item for item in self.earlier if item.goal == self.goal]
+        artefacts = {"held": _batch(held, self.source)} if held else {}
+        return Problem(model=self.model, forget=self.forget(), retain=retain, artefacts=artefacts, goal=self.goal)
+
+
+class Measured:
+    """Accuracies of a model on the sets of a request, and its logits on the forget set.
+
+    Attributes:
+      accuracy: fraction by set; logits: (k, C); sizes: instances by set; seconds: it took.
+    """
+
+    def __init__(self, model: Model, request: Request, *, when: str, only: Sequence[str] | None = None) -> None:
+        began = time.perf_counter()
+        source = request.source
+        self.accuracy: dict[str, float] = {}
+        self.sizes: dict[str, int] = {}
+        self.logits = np.zeros((0, model.spec.num_classes), np.float32)
+        for name, rows in request.sets().items():
+            if only is not None and name not in only:
+                continue
+            logits = inference.logits(model, source.view(rows), label=f"measuring {when}: {name} set")
+            self.accuracy[name], self.sizes[name] = accuracy(logits, source.labels[rows]), len(rows)
+            if name == "forget":
+                self.logits = logits
+        self.seconds = time.perf_counter() - began
+
+
+def run(
+    request: Request,
+    problem: Problem,
+    spec: MethodSpec,
+    config: Any,
+    before: Measured,
+    *,
+    command: str | None = None,
+    seconds: Mapping[str, float] | None = None,
+    extras: Mapping[str, Any] | None = None,
+) -> report.RunRecord:
+    """Unlearn, measure again, and return the record; after Ctrl-C only the forget set is measured.
+
+    Args:
+      request: what is asked; problem: the part of it that the method sees.
+      spec, config: the method and its hyper-parameters.
+      before: the model measured before.
+      command: the command line.
+      seconds: phases that were timed before this call.
+      extras: further facts for the record.
+    """
+    model, source = request.model, request.source
+    watch = _Watch(request, spec, config)
+    result = loop.unlearn(
+        problem,
+        method=spec,
+        config=config,
+        key=jax.random.key(request.seed),
+        callback=watch if watch.rows.size else None,
+    )
+    # Watching is no part of the method: its time stands apart.
+    unlearn = max(result.seconds.get("unlearn", 0.0) - watch.seconds, 0.0)
+    result = dataclasses.replace(result, seconds={**result.seconds, "unlearn": unlearn})
+    only = ("forget",) if result.stop_reason == "interrupted" else None
+    after = Measured(result.model, request, when="after", only=only)
+    recipe = model.spec.recipe
+    return report.RunRecord(
+        method=spec.name,
+        goal=request.goal,
+        seed=request.seed,
+        config=dataclasses.asdict(config),
+        forget=problem.forget,
+        ids=source.ids[request.rows].tolist(),
+        result=result,
+        before=before.accuracy,
+        after=after.accuracy,
+        logits_before=before.logits,
+        logits_after=after.logits,
+        sizes=before.sizes,
+        class_names=_class_names(model, source),
+        box=model.spec.box,
+        arch=recipe.arch if recipe is not None else "",
+        data=source.name,
+        command=command,
+        digests={"weights before": digest(model), "weights after": digest(result.model)},
+        seconds={
+            **(seconds or {}),
+            "measure before": before.seconds,
+            "watch": watch.seconds,
+            "measure after": after.seconds,
+        },
+        curve={"test": watch.points} if watch.points else {},
+        earlier=measure_earlier(result.model, request),
+        extras=extras or {},
+    )
+
+
+def measure_earlier(model: Model, request: Request) -> list[dict[str, Any]]:
+    """Return what a model now says of the instances that earlier runs forgot."""
+    items = request.earlier
+    if not items:
+        return []
+    view = request.source.view([item.row for item in items])
+    logits = inference.logits(model, view, label="measuring earlier requests")
+    batch = _batch(items, request.source)
+    met = {goal: np.asarray(losses.forgotten(jnp.asarray(logits), batch, goal)) for goal in {i.goal for i in items}}
+    finite = np.isfinite(logits).all(axis=1)
+    return [
+        {
+            **{name: value for name, value in dataclasses.asdict(item).items() if name != "row"},
+            "after": int(logits[i].argmax()) if finite[i] else None,
+            "forgotten": bool(met[item.goal][i]),
+        }
+        for i, item in enumerate(items)
+    ]
+
+
+def earlier_of(previous: report.Run, source: Source, rows: np.ndarray) -> list[Earlier]:
+    """Return the instances that a run and the runs before it forgot, without those asked for again now.
+
+    Raises:
+      ValueError: an instance is not in the training split of this data set, or has another label there.
+    """
+    results = previous.results
+    own = {"run": str(previous.path), "goal": results["goal"]}
+    found = [*results.get("earlier", ()), *({**own, **instance} for instance in results["instances"])]
+    items: dict[int, Earlier] = {}
+    for entry in found:
+        row = source.row_of(str(entry["id"]))
+        if row is None or source.labels[row] != entry["label"] or row not in source.splits["train"]:
+            raise ValueError(
+                f"{previous.path} forgot the instance {entry['id']} with label {entry['label']} of {results['data']}, "
+                f"which {source.name} does not have: go on with the same data"
+            )
+        target = -1 if entry.get("target") is None else int(entry["target"])
+        facts = {name: entry[name] for name in ("run", "goal", "label")}
+        items[row] = Earlier(row=row, id=str(entry["id"]), target=target, **facts)
+    asked = set(rows.tolist())
+    return [item for row, item in items.items() if row not in asked]
+
+
+def digest(model: Model) -> str:
+    """Return the SHA-256 of a model's weights and statistics."""
+    return _tree.digest({"params": model.params, "model_state": model.model_state})
+
+
+def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> None:
+    """Raise a `UserError` unless a run can be written to a folder; found before any work, by trying."""
+    with _errors.user_input():
+        parent = report.check_out(out, overwrite=overwrite).parent
+        while not parent.exists():
+            parent = parent.parent
+        try:
+            with tempfile.NamedTemporaryFile(dir=parent, prefix=".jaxunlearn-") as probe:
+                probe.write(b"\0" * 65536)
+                probe.flush()
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(parent)) from error
+
+
+@contextmanager
+def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
+    """Add the block's wall-clock time to ``seconds[name]``."""
+    began = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+class _Watch:
+    """Accuracy on a few test images while a method works, ever more rarely; only looked at, never used."""
+
+    def __init__(self, request: Request, spec: MethodSpec, config: Any) -> None:
+        test = request.source.splits.get("test", np.empty(0, int))
+        self.rows = np.sort(ranked("watch", request.source, test)[:WATCHED])
+        self._request, self._unlearner = request, spec.make(_config.static(config))
+        self._images = request.source.images(self.rows)
+        self._next = 0
+        self.points: list[tuple[int, float]] = []
+        self.seconds = 0.0
+        if self.rows.size and self._unlearner.phases:
+            self._look(request.model, 0)
+
+    def __call__(self, event: Event) -> None:
+        if event.steps >= self._next or bool(event.state.done):
+            self._look(self._unlearner.finish(event.state.inner), event.steps)
+
+    def _look(self, model: Model, step: int) -> None:
+        began = time.perf_counter()
+        with _progress.listening(None):
+            logits = inference.logits(model, self._images)
+        self.points.append((step, accuracy(logits, self._request.source.labels[self.rows])))
+        self._next = step + max(1, math.ceil(step * 0.2))
+        self.seconds += time.perf_counter() - began
+
+
+def _batch(items: Sequence[Earlier], source: Source) -> Batch:
+    images = source.images([item.row for item in items])
+    return Batch.of(images, [item.label for item in items], [item.target for item in items])
+
+
+def _class_names(model: Model, source: Source) -> Sequence[str]:
+    names = source.class_names or ()
+    return names if len(names) == model.spec.num_classes else ()

@@ -1,0 +1,60 @@
+"""``jaxunlearn evaluate``: a classifier's accuracy, overall and by class."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxunlearn import data as data_sources, inference, models, report
+from jaxunlearn.audits.accuracy import accuracy, accuracy_by_class
+from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn.data import Source
+from jaxunlearn.report.tables import percent
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure a network from a file of weights, a checkpoint or a run folder."""
+    parser = _flags.Parser(
+        prog="jaxunlearn evaluate",
+        usage="jaxunlearn evaluate (--arch NAME --weights FILE --data SOURCE | --run DIR) [options]",
+        description="Measure a classifier's accuracy, overall and by class.",
+    )
+    _flags.add_model_flags(parser, models.names())
+    parser.add_argument("--run", metavar="DIR", help="a run folder: its unlearned network, by default on its own data")
+    _flags.add_data_flags(parser)
+    parser.add_argument("--split", metavar="NAME", default="test", help="default: test")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object: accuracy and by_class as fractions, n"
+    )
+    _flags.add_run_flags(parser)
+    args = parser.parse_args(argv)
+    with _device.chosen(args.device, args.precision), _progress.shown(quiet=args.quiet):
+        source, rows, logits = _measure(args)
+    y = source.labels[rows]
+    overall, by_class = accuracy(logits, y), accuracy_by_class(logits, y)
+    names = [source.class_name(c) if c < source.num_classes else str(c) for c in range(len(by_class))]
+    if args.json:
+        print(json.dumps({"accuracy": overall, "n": len(rows), "by_class": dict(zip(names, by_class, strict=True))}))
+        return _errors.OK
+    counts = np.bincount(y, minlength=len(by_class))
+    lines = [(name, str(n), percent(share)) for name, n, share in zip(names, counts, by_class, strict=True) if n]
+    _output.table([("class", "n", "accuracy %"), *lines, (f"all of {args.split}", str(len(rows)), percent(overall))])
+    return _errors.OK
+
+
+def _measure(args: argparse.Namespace) -> tuple[Source, np.ndarray, np.ndarray]:
+    with _errors.user_input():
+        run = None if args.run is None else report.read_run(args.run)
+        spec = args.data if args.data is not None or run is None else run.results["data"]
+        if spec is None:
+            raise ValueError("--data is missing: digits, tfds:NAME or npz:FILE")
+        source = data_sources.open_source(spec, args.data_dir)
+        if args.split not in source.splits:
+            raise ValueError(f"{source.name} has no split {args.split!r}, only {', '.join(source.splits)}")
+        model = _model.load(args, source, run)
+        _model.check_fit(model, source)
+    rows = source.splits[args.split]
+    return source, rows, inference.logits(model, source.view(rows), label=f"measuring {args.split}")

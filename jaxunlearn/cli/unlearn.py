@@ -1,0 +1,218 @@
+"""``jaxunlearn unlearn``: make a classifier forget chosen training images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import data as data_sources, loop, methods, models, report
+from jaxunlearn._types import MethodSpec
+from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _run
+from jaxunlearn.report.tables import REASONS
+
+DESCRIPTION = "Make a pre-trained classifier forget chosen training images; measure before and after; keep the result."
+EPILOG = """\
+exit status: 0 the goal is met for every instance; 3 it is not (the result is kept); 2 wrong input; 130 interrupted
+
+example:
+  jaxunlearn unlearn --arch cifar_resnet20 --weights cifar10_resnet20.th --data tfds:cifar10 --data-dir DIR \\
+      --forget 36044,49165 --out runs/two
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the flags, the method's included, and run the request."""
+    first = _flags.Parser(add_help=False)
+    first.add_argument("--method", default="adv-imp")
+    name = first.parse_known_args(argv)[0].method
+
+    with _errors.user_input():
+        spec = methods.get(name)
+    parser = _parser(spec)
+    args, left = parser.parse_known_args(argv)
+    _flags.refuse_unknown(left, spec, parser)
+    config = _flags.config_of(spec, args)
+    if args.out is None and not args.dry_run:
+        raise _errors.UserError("--out is missing: the folder to keep the result in")
+    if args.goal not in spec.goals:
+        raise _errors.UserError(
+            f"method {spec.name!r} cannot pursue goal {args.goal!r}; it can: {', '.join(spec.goals)}"
+        )
+    if args.target is not None and args.goal != "relabel":
+        raise _errors.UserError("--target is for --goal relabel")
+    if args.eval_limit is not None and args.eval_limit < 1:
+        raise _errors.UserError(f"--eval-limit must be at least 1; got {args.eval_limit}")
+    command = shlex.join(("jaxunlearn", "unlearn", *argv))
+
+    if args.out is not None:
+        _run.check_out(args.out, overwrite=args.overwrite)
+    with _device.chosen(args.device, args.precision) as device:
+        return _unlearn(args, spec, config, command, device)
+
+
+def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
+    parser = _flags.Parser(
+        prog="jaxunlearn unlearn",
+        usage="jaxunlearn unlearn --arch NAME --weights FILE --data SOURCE --forget SPEC --out DIR [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    _flags.add_model_flags(parser, models.names())
+    _flags.add_data_flags(parser)
+    group = parser.add_argument_group("request")
+    group.add_argument(
+        "--forget",
+        metavar="SPEC",
+        required=True,
+        help="ids (36044,49165), @FILE with one id a line, class:3, class:NAME, or random:16 (by --seed)",
+    )
+    group.add_argument("--goal", choices=("misclassify", "relabel"), default="misclassify", help="default: misclassify")
+    group.add_argument(
+        "--target",
+        metavar="LABEL",
+        help="relabel: one label for all, random (default, another than the true one) or @FILE with lines id,label",
+    )
+    group.add_argument("--from", dest="previous", metavar="RUN", help="go on from the network of an earlier run")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random; default: 0")
+    group.add_argument("--method", default="adv-imp", metavar="NAME", help="see `jaxunlearn methods`; default: adv-imp")
+    group.add_argument(
+        "--preset",
+        choices=("default", "published"),
+        default="default",
+        help="what the hyper-parameters start from: our defaults or the published code's settings",
+    )
+    group = parser.add_argument_group("result")
+    group.add_argument("--out", metavar="DIR", help="folder to make: results.json, report.md, pictures, checkpoint")
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
+    group.add_argument(
+        "--eval-limit",
+        type=int,
+        metavar="N",
+        help="measure the retain and the test set on N instances each, a fixed random choice; default: all",
+    )
+    group.add_argument("--dry-run", action="store_true", help="say what would be done, estimate memory and time, stop")
+    _flags.add_run_flags(parser)
+    _flags.add_method_flags(parser, spec)
+    return parser
+
+
+def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: str, device: str) -> int:
+    seconds: dict[str, float] = {}
+    with _errors.user_input(), _run.timed(seconds, "load"), _progress.shown(quiet=args.quiet):
+        request, previous = _request(args)
+        problem = request.problem(spec)
+        loop.check(spec, problem, config)
+    _output.facts(_plan(request, spec, config, args, device))
+
+    if args.dry_run:
+        with _progress.shown(quiet=args.quiet):
+            pairs = _estimate.estimate(request, problem, spec, config)
+        print()
+        _output.facts(pairs)
+        return _errors.OK
+
+    extras = {
+        "forget": args.forget,
+        "target": args.target,
+        "preset": args.preset,
+        "device": device,
+        "precision": args.precision,
+        "from": previous,
+        "eval_limit": args.eval_limit,
+    }
+    with _progress.shown(quiet=args.quiet):
+        before = _run.Measured(request.model, request, when="before")
+        record = _run.run(request, problem, spec, config, before, command=command, seconds=seconds, extras=extras)
+    if record.result.stop_reason == "interrupted" and record.result.steps == 0:
+        raise KeyboardInterrupt
+    return _tell(record, report.write_run(args.out, record, overwrite=args.overwrite))
+
+
+def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:
+    """Return what is asked, and the folder of the run it goes on from."""
+    previous = None if args.previous is None else report.read_run(args.previous)
+    data = args.data if args.data is not None or previous is None else previous.results["data"]
+    if data is None:
+        raise ValueError("--data is missing: digits, tfds:NAME or npz:FILE")
+    source = data_sources.open_source(data, args.data_dir)
+    rows = data_sources.parse_forget(args.forget, source, seed=args.seed)
+    model = _model.load(args, source, previous)
+    _model.check_fit(model, source)
+    target = None
+    if args.goal == "relabel":
+        classes = model.spec.num_classes
+        target = data_sources.parse_targets(args.target or "random", source, rows, seed=args.seed, num_classes=classes)
+    request = _run.Request(
+        model=model,
+        source=source,
+        rows=rows,
+        target=target,
+        goal=args.goal,
+        seed=args.seed,
+        earlier=[] if previous is None else _run.earlier_of(previous, source, rows),
+        eval_limit=args.eval_limit,
+    )
+    return request, None if previous is None else str(previous.path)
+
+
+def _plan(
+    request: _run.Request, spec: MethodSpec, config: Any, args: argparse.Namespace, device: str
+) -> list[tuple[str, str]]:
+    """Return what is about to happen, for the reader."""
+    source, sets = request.source, request.sets()
+    names = source.ids[request.rows].tolist()
+    shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
+    goal = {"misclassify": "misclassify: none may keep its label", "relabel": "relabel: each gets a chosen other label"}
+    base = spec.Config()
+    changed = [
+        f"{f.name}={getattr(config, f.name)}"
+        for f in dataclasses.fields(config)
+        if args.dry_run or getattr(config, f.name) != getattr(base, f.name)
+    ]
+    measured = ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items())
+    limit = " (a fixed random choice)" if request.eval_limit is not None else ""
+    pairs = [
+        ("network", _model.describe(request.model)),
+        ("data", f"{source.name}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())),
+        ("forget", f"{len(names)} instance{'s' * (len(names) > 1)}: {shown}"),
+        ("goal", goal[request.goal]),
+        ("method", f"{spec.name}, seed {request.seed}, " + (", ".join(changed) or "default hyper-parameters")),
+        ("measured", measured + limit),
+        ("device", device),
+    ]
+    if request.earlier:
+        pairs.insert(3, ("earlier", f"{len(request.earlier)} instances of earlier runs, measured again, not in retain"))
+    return pairs
+
+
+def _tell(record: report.RunRecord, path: Path) -> int:
+    """Print the result and return the exit status."""
+    print()
+    _output.summary([record])
+    k, done = len(record.ids), int(record.forgotten.sum())
+    if record.earlier:
+        kept = sum(item["forgotten"] for item in record.earlier)
+        print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
+    print(f"{path}: open report.md; results.json, pictures and the checkpoint lie beside it.")
+    if record.result.stop_reason == "interrupted":
+        print(
+            f"jaxunlearn: interrupted after {record.result.steps} steps, {done} of {k} instances forgotten; "
+            f"the result so far is kept in {path}",
+            file=sys.stderr,
+        )
+        return _errors.INTERRUPTED
+    if done < k:
+        left = [name for name, met in zip(record.ids, record.forgotten, strict=True) if not met]
+        named = ", ".join(left[:5]) + ", ..." * (len(left) > 5)
+        print(
+            f"jaxunlearn: {len(left)} of {k} instances are not forgotten ({named}): "
+            f"{REASONS[record.result.stop_reason]} after {record.result.steps} steps; the result is kept in {path}",
+            file=sys.stderr,
+        )
+        return _errors.NOT_FORGOTTEN
+    return _errors.OK
