@@ -146,6 +146,21 @@ def test_each_crop_is_a_window_of_the_reflected_image(made, images):
     assert {flip for _, _, flip in places} == {1, -1}
 
 
+def test_crops_reach_every_offset_in_both_directions():
+    images = np.random.default_rng(1).uniform(size=(200, 8, 8, 1)).astype(np.float32)
+    every = variants.versions(KEY, jnp.asarray(images), draws=1)
+    x = next(np.asarray(made) for family, _, made in every if family == "cropped")
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    reached = set()
+    for top in range(3):
+        for left in range(3):
+            for flip in (1, -1):
+                window = padded[:, top : top + 8, left : left + 8][:, :, ::flip]
+                if np.any(np.all(window == x, axis=(1, 2, 3))):
+                    reached.add((top, left, flip))
+    assert len(reached) == 18
+
+
 def test_noise_has_the_stated_deviation():
     x = jnp.full((8, 32, 32, 3), 0.5)
     noisy = [np.asarray(v) for family, _, v in variants.versions(KEY, 2 * x - 1, box=(-1.0, 1.0), draws=2)

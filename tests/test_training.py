@@ -165,10 +165,9 @@ def test_deterministic_in_the_key_and_different_for_another(model, data):
 
 
 def test_dropout_and_augmentation_draw_anew_each_step(data):
-    x, y = data
-    run = partial(training.train, linear(noisy), jax.random.key(0), x, y, batch_size=N, weight_decay=0.0)
-    still = run(epochs=6, learning_rate=0.0)
-    assert len(set(still.history["loss"].tolist())) == 6  # same weights and rows, another mask each time
+    x, y = (np.repeat(a[:1], N, axis=0) for a in data)  # whatever the order, the rows are the same
+    still = training.train(linear(noisy), jax.random.key(0), x, y, batch_size=N, epochs=6, learning_rate=0.0)
+    assert len(set(still.history["loss"].tolist())) == 6
 
     def shift(key, batch):
         return batch + jax.random.normal(key, (1, 1))
