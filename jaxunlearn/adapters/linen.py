@@ -79,7 +79,7 @@ class LinenTaps:
             return out
 
         with nn.intercept_methods(record):
-            self.apply_fn(params, model_state, x, train=False)
+            self.apply_fn(params, model_state, jnp.asarray(x), train=False)
         return taps
 
 

@@ -69,8 +69,8 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
             raise ValueError(f"tensor {name!r} has {(~finite).sum()} NaN or infinite values of {tensor.size}")
 
     def fill(path: str, leaf: Any) -> Any:
-        array = tensors[torch_name(path)]
-        return jnp.asarray(_to_flax(path, array), leaf.dtype)
+        # A copy: JAX may alias NumPy's memory, and with it a PyTorch module that goes on training.
+        return jnp.array(_to_flax(path, tensors[torch_name(path)]), leaf.dtype, copy=True)
 
     state = dict(model.model_state)
     if "batch_stats" in state:
@@ -91,7 +91,7 @@ def to_torch(model: Model) -> dict[str, np.ndarray]:
     if recipe is not None and recipe.wrappers:
         raise ValueError(f"a wrapped network cannot be exported: {', '.join(recipe.wrappers)} would be lost")
     leaves = {**_tree.flatten_paths(model.params), **_tree.flatten_paths(_state(model))}
-    return {torch_name(path): np.ascontiguousarray(_to_torch(path, np.asarray(leaf))) for path, leaf in leaves.items()}
+    return {torch_name(path): np.array(_to_torch(path, np.asarray(leaf)), order="C") for path, leaf in leaves.items()}
 
 
 def load_weights(path: str | Path, recipe: Recipe, build: Callable[..., Model]) -> Model:

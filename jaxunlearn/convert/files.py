@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -81,7 +82,8 @@ def _safetensors(path: Path) -> dict[str, np.ndarray]:
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("it is a single array")
             return {name: archive[name] for name in archive.files}
@@ -100,12 +102,14 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, pickle.UnpicklingError) as error:
-        if "weights_only" in str(error) and "GLOBAL" in str(error).upper():
-            raise ValueError(
-                f"{path.name} is a pickle with more than plain tensors in it and was not run;"
-                " save its state_dict() alone, best as .safetensors"
-            ) from None
+    except pickle.UnpicklingError as error:  # whose own text advises to run the code
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"asks for {found[1]}" if found else "damaged, or with more than plain tensors in it"
+        raise ValueError(
+            f"{path.name} is no plain state dict ({what}) and was not run;"
+            " save the network's state_dict() alone, best as .safetensors"
+        ) from None
+    except Exception as error:  # a damaged file makes PyTorch raise nearly anything
         raise ValueError(f"{path.name} is no complete PyTorch file: {_line(error)}") from None
     return _plain(path, loaded)
 

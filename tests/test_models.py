@@ -1,0 +1,211 @@
+"""Reference networks: the same numbers as PyTorch, built from recipes."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import _tree, convert, models
+from jaxunlearn._types import Model, Recipe
+from jaxunlearn.models.resnet import BatchNorm
+
+torch = pytest.importorskip("torch")
+from tests.torch_reference import build, randomise  # noqa: E402
+
+LONG = tuple(f"cifar_resnet{n}" for n in ("44", "56", "110", "14b", "32b", "44b", "56b", "110b"))
+
+
+def small(arch: str) -> Recipe:
+    """The network on images small enough to test it."""
+    size, channels = (8, 1) if arch == "digits_cnn" else (64 if arch == "resnet18" else 16, 3)
+    return models.recipe(arch, num_classes=7, input_shape=(size, size, channels))
+
+
+def pair(arch: str) -> tuple[Model, torch.nn.Module, np.ndarray, torch.Tensor]:
+    """A PyTorch network with random statistics, ours with its weights, images for ours and for it."""
+    torch.manual_seed(0)
+    net = randomise(build(arch, 7), seed=1)
+    recipe = small(arch)
+    model = convert.from_torch(net.state_dict(), models.from_recipe(recipe, abstract=True))
+    x = np.random.default_rng(2).random((4, *model.spec.input_shape), np.float32)
+    normal = (x - np.float32(recipe.mean)) / np.float32(recipe.std)
+    return model, net, x, torch.from_numpy(normal).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize("arch", [pytest.param(a, marks=pytest.mark.slow) if a in LONG else a for a in models.names()])
+def test_equals_pytorch_in_both_modes(arch: str) -> None:
+    model, net, x, x_torch = pair(arch)
+    with torch.no_grad():
+        np.testing.assert_allclose(model(x), net(x_torch).numpy(), rtol=0, atol=1e-4)
+        expected = net.train()(x_torch).numpy()
+    logits, state = model.apply_fn(model.params, model.model_state, x, train=True)
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    ours = convert.to_torch(model.replace(model_state=state))
+    theirs = net.state_dict()  # running statistics moved in place
+    assert {*ours} == {name for name in theirs if not name.endswith("num_batches_tracked")}
+    for name, value in ours.items():
+        np.testing.assert_allclose(value, theirs[name].numpy(), rtol=1e-4, atol=1e-5, err_msg=name)
+    before = convert.to_torch(model)
+    assert not np.array_equal(ours["bn1.running_var"], before["bn1.running_var"])
+
+
+@pytest.mark.parametrize(
+    ("arch", "count"),
+    [
+        ("cifar_resnet20", 269_722),
+        ("cifar_resnet32", 464_154),
+        ("cifar_resnet56", 853_018),
+        ("cifar_resnet110", 1_727_962),
+        ("resnet18", 11_689_512),
+        ("digits_cnn", 37_690),
+    ],
+)
+def test_number_of_parameters(arch: str, count: int) -> None:
+    model = models.from_recipe(models.recipe(arch), abstract=True)
+    assert _tree.size(model.params) == count
+
+
+def test_every_name_has_a_recipe_that_names_its_head() -> None:
+    for arch in models.names():
+        recipe = models.recipe(arch)
+        model = models.from_recipe(recipe, abstract=True)
+        assert model.spec.recipe == recipe == Recipe.from_json(recipe.to_json())
+        head = model.params
+        for name in model.spec.head or ():
+            head = head[name]
+        assert head["kernel"].shape[-1] == model.spec.num_classes
+        assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(model.params))
+
+
+def test_equal_recipes_share_one_compilation() -> None:
+    traces = 0
+
+    def forward(model: Model, x: jax.Array) -> jax.Array:
+        nonlocal traces
+        traces += 1
+        return model(x)
+
+    jitted = jax.jit(forward)
+    for value in (0.1, 0.2):
+        recipe = Recipe.from_json(models.recipe("digits_cnn").to_json())
+        model = models.from_recipe(recipe, abstract=True)
+        filled = jax.tree.map(lambda leaf: jnp.full(leaf.shape, value, leaf.dtype), model)
+        jitted(filled, jnp.zeros((1, 8, 8, 1)))
+    assert traces == 1
+
+
+def test_fresh_weights_fit_the_network_and_differ_by_key() -> None:
+    recipe = models.recipe("digits_cnn")
+    one, two = (models.from_recipe(recipe, key=jax.random.key(seed)) for seed in (0, 1))
+    template = models.from_recipe(recipe, abstract=True)
+    assert jax.tree.structure(one) == jax.tree.structure(template)
+    assert jax.tree.map(jnp.shape, one.params) == jax.tree.map(jnp.shape, template.params)
+    kernel = np.asarray(one.params["layer1_0"]["conv1"]["kernel"])
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / (9 * 16)), rtol=0.05)  # He et al. 2015: 2 over the fan-out
+    assert not np.array_equal(kernel, two.params["layer1_0"]["conv1"]["kernel"])
+    assert float(one.model_state["batch_stats"]["bn1"]["var"].min()) == 1.0  # not moved by the init pass
+
+
+def test_vmap_over_weights_equals_single_models() -> None:
+    model = models.from_recipe(models.recipe("digits_cnn"), abstract=True)
+    rng = np.random.default_rng(0)
+    many = jax.tree.map(lambda leaf: jnp.asarray(0.2 + 0.1 * rng.random((2, *leaf.shape), np.float32)), model)
+    x = jnp.asarray(rng.random((2, 3, 8, 8, 1), np.float32))
+    logits = jax.vmap(lambda m, v: m(v))(many, x)
+    for lane in range(2):
+        single = jax.tree.map(lambda leaf: leaf[lane], many)
+        np.testing.assert_allclose(logits[lane], single(x[lane]), rtol=1e-4)
+
+
+def test_batch_norm_survives_one_value_per_channel() -> None:
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(0), jnp.ones((1, 3)))
+    y, updated = layer.apply(variables, jnp.full((1, 3), 5.0), train=True, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, 0.0)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.5)
+
+
+def test_batch_norm_keeps_wide_statistics_of_narrow_inputs() -> None:
+    x = (300.0 + jax.random.normal(jax.random.key(0), (512, 2))).astype(jnp.bfloat16)
+    layer = BatchNorm()
+    variables = layer.init(jax.random.key(1), x)
+    y, updated = layer.apply(variables, x, train=True, mutable=["batch_stats"])
+    assert y.dtype == jnp.bfloat16
+    assert updated["batch_stats"]["var"].dtype == jnp.float32
+    wide = np.asarray(x, np.float64)
+    np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * wide.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-3)
+
+
+class OwnNet(nn.Module):
+    """A user's own network, found by module and class name."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nn.Dense(self.num_classes)(x)
+
+
+def test_own_module_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "own_nets", types.SimpleNamespace(OwnNet=OwnNet, call=print))
+    recipe = models.recipe("own_nets:OwnNet", num_classes=3, input_shape=(4,))
+    assert models.from_recipe(recipe, key=jax.random.key(0))(jnp.ones((2, 4))).shape == (2, 3)
+    with pytest.raises(ValueError, match="'own_nets:call' is not a class of Linen modules"):
+        models.from_recipe(models.recipe("own_nets:call", num_classes=3, input_shape=(4,)), abstract=True)
+
+
+def test_a_recipe_of_a_stranger_calls_nothing_but_linen_classes(tmp_path: object) -> None:
+    recipe = Recipe(arch="os:system", kwargs=(("input_shape", (1,)), ("num_classes", 2), ("command", "false")))
+    with pytest.raises(ValueError, match="'os:system' is not a class of Linen modules"):
+        models.from_recipe(recipe, abstract=True)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        (dict(arch="cifar_resnet21"), "unknown network 'cifar_resnet21'; did you mean cifar_resnet"),
+        (dict(arch="zzz"), "unknown network 'zzz'; there are digits_cnn, cifar_resnet8"),
+        (dict(arch="a.b:C"), "give num_classes and input_shape"),
+        (dict(arch="digits_cnn", num_classes=0), "num_classes must be at least 1; got 0"),
+        (dict(arch="digits_cnn", input_shape=(8, 8)), r"input_shape must be \(height, width, channels\); got \(8, 8\)"),
+    ],
+)
+def test_recipe_errors(kwargs: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.recipe(**kwargs)
+
+
+def test_from_recipe_errors() -> None:
+    recipe = models.recipe("digits_cnn")
+    with pytest.raises(ValueError, match="exactly one of variables, key, abstract"):
+        models.from_recipe(recipe)
+    with pytest.raises(ValueError, match="exactly one of variables, key, abstract"):
+        models.from_recipe(recipe, key=jax.random.key(0), abstract=True)
+    with pytest.raises(ValueError, match="unknown network 'nonesuch'"):
+        models.from_recipe(Recipe(arch="nonesuch", kwargs=recipe.kwargs), abstract=True)
+    with pytest.raises(ValueError, match="digits_cnn lacks input_shape"):
+        models.from_recipe(Recipe(arch="digits_cnn", kwargs=(("num_classes", 3),)), abstract=True)
+    with pytest.raises(ValueError, match=r"recipe of digits_cnn does not fit it: .*'depht'"):
+        models.from_recipe(Recipe(arch="digits_cnn", kwargs=(*recipe.kwargs, ("depht", 3))), abstract=True)
+    with pytest.raises(ValueError, match=r"wrappers cannot be rebuilt .*: projector"):
+        models.from_recipe(Recipe(arch="digits_cnn", kwargs=recipe.kwargs, wrappers=("projector",)), abstract=True)
+    with pytest.raises(ValueError, match="cannot import the network 'no_such_module:Net'"):
+        models.from_recipe(Recipe(arch="no_such_module:Net", kwargs=recipe.kwargs), abstract=True)
+    with pytest.raises(ValueError, match="one value for each of the 1 channels"):
+        models.from_recipe(models.recipe("digits_cnn", mean=(0.1, 0.2), std=(1, 1)), abstract=True)
+    with pytest.raises(ValueError, match="mean and std go together"):
+        models.from_recipe(models.recipe("digits_cnn", mean=(0.1,)), abstract=True)
+
+
+def test_variables_of_another_network_are_refused() -> None:
+    other = models.from_recipe(models.recipe("digits_cnn", num_classes=3), abstract=True)
+    with pytest.raises(ValueError, match="cannot be applied to inputs of shape"):
+        models.from_recipe(models.recipe("digits_cnn"), variables={"params": other.params, **other.model_state})
