@@ -157,7 +157,7 @@ def traces_once(spec: MethodSpec, make_problem: Callable[..., Problem]) -> None:
     again = dataclasses.replace(second, model=first.model.replace(params=second.model.params))
     loop.unlearn(again, method=spec, config=config, key=jax.random.key(0))
     net.traces = 0
-    changes = {f.name: f.default * 0.5 for f in dataclasses.fields(config) if f.metadata["traced"] and f.default}
+    changes = {f.name: getattr(config, f.name) * 0.5 for f in dataclasses.fields(config) if f.metadata["traced"]}
     loop.unlearn(again, method=spec, config=dataclasses.replace(config, **changes), key=jax.random.key(9))
     assert net.traces == 0, f"the network was traced {net.traces} times again for other traced values"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -153,9 +153,11 @@ def _values(jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree) 
 
 
 def _times(jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree, direction: dict[str, Array]) -> Array:
+    # The transpose of the transpose: networks with custom gradients have no forward mode.
     values = _values(jacobian, params, context, chunk)
-    tangent: Array = jax.jvp(values, (take(params, jacobian.paths),), (direction,))[1]
-    return tangent
+    out, back = jax.vjp(values, take(params, jacobian.paths))
+    (tangent,) = jax.linear_transpose(lambda weight: back(weight)[0], out)(direction)
+    return cast(Array, tangent)
 
 
 def _transpose_times(

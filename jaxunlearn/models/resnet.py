@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn._types import Array
+from jaxunlearn.models._conv import conv_general_dilated
 
 _kaiming = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -66,6 +67,7 @@ def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
         padding=((pad, pad), (pad, pad)),
         use_bias=False,
         kernel_init=_kaiming,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 

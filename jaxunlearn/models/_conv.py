@@ -1,0 +1,107 @@
+"""A convolution whose gradients XLA's CPU backend runs in its fast form, also inside loops.
+
+Outside loop bodies XLA rewrites the convolutions that autodiff makes into
+canonical layout (batch, space, features); inside `lax.fori_loop` or `lax.scan`
+it does not, and they run many times slower (jax-ml/jax#12868). Here both
+gradients are written in canonical layout to begin with, and the weight
+gradient is summed over small groups of images, whose data stay in cache.
+Elsewhere than on CPU this is `lax.conv_general_dilated`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxunlearn._types import Array
+
+_CANONICAL = ("NHWC", "HWIO", "NHWC")
+#: Images whose weight gradient is one convolution.
+_GROUP = 16
+
+
+def conv_general_dilated(
+    lhs: Array, rhs: Array, window_strides: Sequence[int], padding: Sequence[tuple[int, int]], **options: Any
+) -> Array:
+    """Convolve as `lax.conv_general_dilated` does; for ``flax.linen.Conv(conv_general_dilated=...)``.
+
+    Reverse-mode gradients of any order are those of the plain convolution;
+    pure forward mode (`jax.jvp` of the network itself) is not available on CPU.
+
+    Args:
+      lhs: images, (n, height, width, channels).
+      rhs: kernel, (kernel height, kernel width, channels, features).
+      window_strides: of the two spatial axes.
+      padding: (low, high) of the two spatial axes, at least 0.
+      **options: as `lax.conv_general_dilated`; anything but their defaults falls back to it.
+
+    >>> y = conv_general_dilated(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), (1, 1), ((1, 1), (1, 1)))
+    >>> float(y[0, 1, 1, 0])
+    9.0
+    """
+    plain = all(_is_default(value) for name, value in options.items() if name != "dimension_numbers")
+    if jax.default_backend() != "cpu" or not plain or lhs.ndim != 4:
+        options.setdefault("dimension_numbers", _CANONICAL)
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    return _conv(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)))
+
+
+def _is_default(option: Any) -> bool:
+    return option is None or option == 1 or (isinstance(option, Sequence) and all(o == 1 for o in option))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv(x: Array, w: Array, strides: tuple[int, ...], padding: tuple[tuple[int, int], ...]) -> Array:
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=_CANONICAL)
+
+
+def _forward(x: Array, w: Array, strides: Any, padding: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _conv(x, w, strides, padding), (x, w)
+
+
+def _backward(strides: Any, padding: Any, saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, w = saved
+    return _input_gradient(dy, x, w, strides, padding), _weight_gradient(dy, x, w, strides, padding)
+
+
+_conv.defvjp(_forward, _backward)
+
+
+def _input_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
+    flipped = jnp.swapaxes(w[::-1, ::-1], 2, 3)
+    pads = []
+    for axis in (0, 1):
+        low = w.shape[axis] - 1 - padding[axis][0]
+        spread = strides[axis] * (dy.shape[axis + 1] - 1) + 1
+        pads.append((low, x.shape[axis + 1] + w.shape[axis] - 1 - spread - low))
+    return lax.conv_general_dilated(dy, flipped, (1, 1), pads, lhs_dilation=strides, dimension_numbers=_CANONICAL)
+
+
+def _weight_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
+    """Convolve images with output gradients: channels are the batch, images the features."""
+    pads = []
+    for axis in (0, 1):
+        low = padding[axis][0]
+        spread = strides[axis] * (dy.shape[axis + 1] - 1) + 1
+        pads.append((low, w.shape[axis] - 1 + spread - x.shape[axis + 1] - low))
+
+    def of(x: Array, dy: Array) -> Array:
+        images, kernel = jnp.transpose(x, (3, 1, 2, 0)), jnp.transpose(dy, (1, 2, 0, 3))
+        dw = lax.conv_general_dilated(images, kernel, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_CANONICAL)
+        return jnp.transpose(dw, (1, 2, 0, 3))
+
+    groups = x.shape[0] // _GROUP
+    if groups <= 1:
+        return of(x, dy)
+    whole = groups * _GROUP
+
+    def split(a: Array) -> Array:
+        return a[:whole].reshape(groups, _GROUP, *a.shape[1:])
+
+    total = lax.scan(lambda dw, part: (dw + of(*part), None), jnp.zeros_like(w), (split(x), split(dy)))[0]
+    return total if whole == x.shape[0] else total + of(x[whole:], dy[whole:])

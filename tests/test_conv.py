@@ -1,0 +1,74 @@
+"""The convolution of our networks against `lax.conv_general_dilated` and its autodiff."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.models import _conv
+
+CASES = [  # n, size, channels, features, kernel, stride, padding
+    (3, 8, 2, 4, 3, 1, (1, 1)),
+    (3, 8, 2, 4, 3, 2, (1, 1)),
+    (2, 9, 3, 2, 3, 2, (1, 1)),
+    (2, 14, 3, 4, 7, 2, (3, 3)),
+    (2, 8, 4, 6, 1, 2, (0, 0)),
+    (2, 7, 2, 3, 3, 2, (0, 1)),
+    (37, 6, 2, 3, 3, 1, (1, 1)),  # two groups and a rest
+]
+
+
+def _arrays(n, size, channels, features, kernel, stride, pad):
+    keys = jax.random.split(jax.random.key(0), 3)
+    x = jax.random.normal(keys[0], (n, size, size, channels))
+    w = jax.random.normal(keys[1], (kernel, kernel, channels, features))
+    args = ((stride, stride), (pad, pad))
+    y = jax.lax.conv_general_dilated(x, w, *args, dimension_numbers=_conv._CANONICAL)
+    return x, w, args, jax.random.normal(keys[2], y.shape)
+
+
+def _plain(x, w, strides, padding):
+    return jax.lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=_conv._CANONICAL)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_both_gradients(case):
+    x, w, args, dy = _arrays(*case)
+    (y, back), (expected, expected_back) = (
+        jax.vjp(lambda x, w, f=f: f(x, w, *args), x, w) for f in (_conv.conv_general_dilated, _plain)
+    )
+    np.testing.assert_array_equal(y, expected)
+    for ours, theirs in zip(back(dy), expected_back(dy), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", CASES[:3])
+def test_per_example_and_second_order_gradients(case):
+    x, w, args, _ = _arrays(*case)
+
+    def loss(w, x, f):
+        return jnp.sum(jnp.sin(f(x[None], w, *args)))
+
+    def curvature(w, x, f):
+        return jax.grad(lambda w: jnp.sum(jax.grad(loss)(w, x, f) ** 2))(w)
+
+    for of in (jax.grad(loss), curvature):
+        ours, theirs = (jax.vmap(lambda x, f=f: of(w, x, f))(x) for f in (_conv.conv_general_dilated, _plain))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(jnp.abs(theirs).max()))
+
+
+def test_other_options_fall_back():
+    x, w = jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 1, 4))
+    options = dict(feature_group_count=2, dimension_numbers=_conv._CANONICAL)
+    ours = _conv.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)), **options)
+    np.testing.assert_array_equal(ours, jax.lax.conv_general_dilated(x, w, (1, 1), ((1, 1), (1, 1)), **options))
+
+
+def test_the_transpose_of_the_transpose_stands_in_for_forward_mode():
+    x, w, args, _ = _arrays(*CASES[-1])
+    tangent = jnp.ones_like(w)
+    y, back = jax.vjp(lambda w: _conv.conv_general_dilated(x, w, *args), w)
+    (forward,) = jax.linear_transpose(lambda dy: back(dy)[0], y)(tangent)
+    np.testing.assert_allclose(forward, _plain(x, tangent, *args), rtol=1e-4, atol=1e-4)
