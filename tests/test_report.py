@@ -392,7 +392,7 @@ def test_the_first_lines_say_what_was_asked_what_happened_and_what_it_cost():
     text = markdown(make(k=4, arch="cifar_resnet20", data="tfds:cifar10"))
     assert text.startswith("# Forgetting 4 training images with adv\n")
     assert "The network `cifar_resnet20` should no longer give the right label to 4 training images of" in text
-    assert "All 4 of 4 are now misclassified, after 5 steps and 3.5 seconds (why it stopped: every instance" in text
+    assert "All 4 are now misclassified, after 5 steps and 3.5 seconds (why it stopped: every instance" in text
     assert "Accuracy on test images (10,000 of them) fell from 91.73 % to 73.50 %, by 18.23 points." in text
     assert "other training images" not in text  # not measured
     assert "BatchNorm statistics: `frozen`." in text
@@ -433,7 +433,7 @@ def test_relabelling_names_the_labels_asked_for():
     names = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
     text = markdown(make(k=2, goal="relabel", class_names=names))
     assert "should give a chosen other label to 2 training images" in text
-    assert "All 2 of 2 are now given the new label" in text
+    assert "All 2 are now given the new label" in text
     assert "| id | label | asked for | before | after | forgotten | for good since step |" in text
     row = next(line for line in text.splitlines() if line.startswith("| train_0 "))
     cells = [cell.strip() for cell in row.split("|")]

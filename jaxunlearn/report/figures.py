@@ -89,16 +89,21 @@ def curves(record: RunRecord) -> Any:
 
     axes, ends_only = panels[0], False
     for name, (colour, words) in SETS.items():
-        style: dict[str, Any] = {"marker": "o"}
+        style: dict[str, Any] = {"marker": "o", "markersize": 3}
         points = [tuple(p) for p in record.curve.get(name, ())]
+        words += ", a sample" if points else ""
         if name == "forget" and not points and record.goal == "misclassify" and steps > 0:
             points, style = list(zip(at.tolist(), (1 - count / k).tolist(), strict=True)), {"drawstyle": "steps-post"}
         first, last = record.before.get(name), record.after.get(name)
         if not points and first is not None and last is not None:
-            points, style, ends_only = [(0, first), (span, last)], {"marker": "o", "linestyle": "--"}, steps > 0
+            points, style, ends_only = (
+                [(0, first), (span, last)],
+                {"marker": "o", "markersize": 4, "linestyle": "--"},
+                steps > 0,
+            )
         if points:
             x, y = np.array(points, float).T
-            axes.plot(x, 100 * y, color=colour, label=words, linewidth=1.8, markersize=4, clip_on=False, **style)
+            axes.plot(x, 100 * y, color=colour, label=words, linewidth=1.8, clip_on=False, **style)
     axes.set_ylim(0, 103)
     _panel(axes, "Accuracy, %" + (" (dashed: only the ends were measured)" if ends_only else ""), steps)
     axes.legend(frameon=False, fontsize=8, loc="best", handlelength=2.8)
@@ -127,12 +132,13 @@ def curves(record: RunRecord) -> Any:
 
 
 def transitions(record: RunRecord) -> Any:
-    """Draw how many instances of each true class now get each class; only classes that occur."""
+    """Draw how many instances of each true class now get each class; of many classes those that occur."""
     from matplotlib.patches import Rectangle
 
     true = np.asarray(record.forget.y)
     new = np.array([-1 if item["after"] is None else item["after"] for item in record.results["instances"]])
-    rows, columns = _classes(true), _classes(new)
+    classes = np.shape(record.logits_after)[1]
+    rows, columns = _classes(true, classes), _classes(new, classes)
     table = np.zeros((len(rows), len(columns)), int)
     for t, n in zip(true, new, strict=True):
         r = rows.index(t) if t in rows else len(rows) - 1
@@ -153,7 +159,8 @@ def transitions(record: RunRecord) -> Any:
         axes.text(c, r, str(table[r, c]), ha="center", va="center", fontsize=8.5, color="white" if dark else INK)
         if same and record.goal == "misclassify":
             axes.add_patch(Rectangle((c - 0.46, r - 0.46), 0.92, 0.92, fill=False, edgecolor=BAD, linewidth=1.6))
-    axes.set_xticks(range(len(columns)), names[1], rotation=90, fontsize=8.5)
+    upright = max(map(len, names[1])) <= 2
+    axes.set_xticks(range(len(columns)), names[1], rotation=0 if upright else 90, fontsize=8.5)
     axes.set_yticks(range(len(rows)), names[0], fontsize=8.5)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
@@ -255,9 +262,11 @@ def _image(axes: Any, x: Any, box: tuple[float, float], colour: str) -> None:
         spine.set_linewidth(1.6)
 
 
-def _classes(labels: np.ndarray) -> list[Any]:
-    """Return the labels that occur, ascending; of too many the most frequent, then None for the others."""
+def _classes(labels: np.ndarray, classes: int) -> list[Any]:
+    """Return all labels if they are few, else those that occur; of too many the most frequent and None for the rest."""
     values, counts = np.unique(labels, return_counts=True)
+    if classes <= MAX_CLASSES:
+        return [*range(classes), *([-1] if values[0] < 0 else [])]
     if len(values) <= MAX_CLASSES:
         return [int(v) for v in values]
     frequent = values[np.argsort(-counts, kind="stable")[: MAX_CLASSES - 1]]

@@ -45,7 +45,7 @@ def _summary(record: RunRecord) -> str:
             f"# Forgetting {images} with {record.method}",
             f"**What was asked.** {network} should {wish} {images}{source}. Method {record.method},"
             f" seed {record.seed}.",
-            f"**What happened.** {'All ' if done == k and k > 1 else ''}{done} of {k} {'is' if done == 1 else 'are'}"
+            f"**What happened.** {f'All {k}' if done == k > 1 else f'{done} of {k}'} {'is' if done == 1 else 'are'}"
             f" now {met}, after {record.result.steps} steps and {seconds:.1f} seconds"
             f" (why it stopped: {REASONS[record.result.stop_reason]}).{_left(record)}",
             f"**What it cost.** {' '.join(_costs(record)) or 'Not measured.'}",

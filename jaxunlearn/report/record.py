@@ -43,7 +43,7 @@ class RunRecord:
       command: the command line that made the run, or None.
       digests: of what went in and came out, by name, such as "weights before".
       seconds: time of further phases ("load", "evaluate", ...) beside the result's own.
-      curve: accuracy by set while the run went on, ``{"test": [(step, fraction), ...]}``.
+      curve: accuracy on a sample of a set while the run went on, ``{"test": [(step, fraction), ...]}``.
       depth: what `jaxunlearn.audits.depth` measured, or None.
       earlier: instances of earlier requests measured again, one mapping an
         instance: ``run``, ``id``, ``label``, ``after`` (label now given),
