@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _config, inference, loop, losses
-from jaxunlearn._types import Draws, MethodSpec, Model, Problem, PyTree
+from jaxunlearn._types import Draws, MethodSpec, Model, Phase, Problem, PyTree
 from jaxunlearn.cli._run import Request
 
 #: Images of the probe.
@@ -20,12 +20,12 @@ PROBE = 32
 
 
 def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) -> list[tuple[str, str]]:
-    """Return lines on memory and time of a request that is not run.
+    """Return lines on time and memory of a request that is not run.
 
-    Memory is that of the method's state, by shapes alone. Time is that of one
-    forward pass, one weight gradient and one input gradient of 32 images,
-    timed here once compiled, multiplied by how often the request needs them;
-    compilation is not in it.
+    Time is that of one forward pass, one weight gradient and one input
+    gradient of 32 images, timed here once compiled, times how often the
+    request needs them; compilation is not in it. Memory is that of the data, of
+    the method's state by its shapes, and what the compiler sets aside for one step.
     """
     unlearner = spec.make(_config.static(config))
     forward, weights, inputs = _probe(request.model, problem)
@@ -35,30 +35,50 @@ def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) 
     draws, iterations = getattr(config, "draws", None), getattr(config, "attack_steps", None)
     if draws and iterations:
         images = draws * len(request.rows)
-        lines.append(
-            ("attack", f"about {_time(images * iterations * inputs)} for {images:,} images of {iterations} steps each")
-        )
+        took = _time(images * iterations * inputs)
+        lines.append(("attack", f"about {took} for {images:,} images of {iterations} steps each"))
+
+    stored = len(request.source.ids) * int(np.prod(request.source.input_shape))
+    memory = [f"{_bytes(stored)} for the data set at 8 bits a value"]
     state = _shapes(unlearner, problem, config)
-    for phase in unlearner.phases if state is not None else ():
-        plan = phase.draws(state.inner)
-        batch = jax.eval_shape(partial(_first, plan), state.inner)
-        rows = sum(leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim == 1 + len(request.source.input_shape))
-        steps = phase.max_passes * plan.steps_per_pass
-        lines.append(
-            (
-                "steps",
-                f"about {_time(rows * weights)} a step of {rows} images; at most {steps:,} steps, "
-                f"{_time(steps * rows * weights)}; it stops as soon as every instance is forgotten",
-            )
-        )
-    if state is not None:
-        held = sum(
-            leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state) if hasattr(leaf.dtype, "itemsize")
-        )
-        lines.append(
-            ("memory", f"about {_bytes(held)} for weights, optimiser and images of the method, and activations")
-        )
-    return [*lines, ("note", "an estimate from a probe on this machine; compiling comes on top, other work slows it")]
+    if state is None:
+        passes = sum(phase.max_passes for phase in unlearner.phases)
+        lines.append(("steps", f"at most {passes} passes; not estimated, this method must run to know their size"))
+    else:
+        lines += [("steps", _steps(phase, state, weights)) for phase in unlearner.phases]
+        held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        memory.append(f"{_bytes(held)} for weights, optimiser and the method's images")
+        peaks = [_step_bytes(unlearner, state, number) for number in range(len(unlearner.phases))]
+        if any(peaks):
+            memory.append(f"{_bytes(max(peaks))} within a step, as compiled")
+    return [
+        *lines,
+        ("memory", f"about {', '.join(memory)}"),
+        ("note", "an estimate, from a probe on this machine now; compiling comes on top, other work slows it"),
+    ]
+
+
+def _steps(phase: Phase, state: Any, seconds: float) -> str:
+    """Return a sentence on a phase whose weight gradients take so many seconds an image."""
+    plan = phase.draws(state.inner)
+    batch = jax.eval_shape(partial(_first, plan), state.inner)
+    inputs = state.forget.x.ndim
+    rows = sum(leaf.shape[0] for leaf in jax.tree.leaves(batch) if leaf.ndim == inputs)
+    steps = phase.max_passes * plan.steps_per_pass
+    return (
+        f"about {_time(rows * seconds)} a step of {rows} images; at most {steps:,} steps, "
+        f"{_time(steps * rows * seconds)}; it stops as soon as every instance is forgotten"
+    )
+
+
+def _step_bytes(unlearner: Any, state: Any, number: int) -> int:
+    """Return what one compiled step needs beside its arguments, or 0 where that is not known."""
+    phase = unlearner.phases[number]
+    if not phase.jit:
+        return 0
+    part = phase.draws(state.inner).period[0]
+    compiled = jax.jit(partial(loop.advance, unlearner, phase=number, part=part)).lower(state).compile()
+    return int(getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0))
 
 
 def _first(plan: Draws, state: PyTree) -> Any:

@@ -50,7 +50,8 @@ def main(argv: Sequence[str]) -> int:
         model = _network(source, quiet=args.quiet)
         rows = data.parse_forget(IDS, source, seed=0)
         request = _run.Request(model=model, source=source, rows=rows)
-        print(f"forgetting {len(rows)} of {len(source.splits['train']):,} training digits: {IDS.replace(',', ', ')}")
+        named = f"{len(rows)} of {len(source.splits['train']):,} training digits: {IDS.replace(',', ', ')}"
+        _output.facts([("forget ", named)])
         records = []
         with _progress.shown(quiet=args.quiet):
             before = _run.Measured(model, request, when="before")
@@ -69,7 +70,7 @@ def _network(source: Source, *, quiet: bool) -> Model:
     folder = _cache() / f"digits_cnn-{key}"
     try:
         model = checkpoint.load(folder, models.from_recipe)
-        print(f"network: digits_cnn, trained earlier ({folder})")
+        _output.facts([("network", f"digits_cnn, trained earlier and kept in {folder}")])
         return model
     except (OSError, ValueError):  # not there yet, or damaged: train it
         pass
@@ -78,7 +79,8 @@ def _network(source: Source, *, quiet: bool) -> Model:
     with _progress.shown(quiet=quiet):
         fresh = models.from_recipe(recipe, key=jax.random.key(0))
         model = training.train(fresh, jax.random.key(1), source.images(train), source.labels[train], **TRAINING).model
-    print(f"network: digits_cnn, trained on {len(train):,} digits in {time.perf_counter() - began:.0f} s")
+    took = time.perf_counter() - began
+    _output.facts([("network", f"digits_cnn, trained on {len(train):,} digits in {took:.0f} s")])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder, model)
@@ -106,10 +108,16 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
     folders = [report.write_run(out / record.method, record, overwrite=args.overwrite) for record in records]
     print()
     _output.summary(records)
-    print(
-        "D_f: the 16 digits to forget, should fall to 0. D_r: the other training digits, D_test: digits never trained"
+    print()
+    _output.facts(
+        [
+            ("D_f", "the digits to forget: should fall to 0"),
+            ("D_r", "all other training digits: should stay"),
+            ("D_test", "digits never trained on: should stay"),
+        ]
     )
-    print("on; both should stay. Forgotten means misclassified, not that the network never saw them.")
+    print("Forgotten means misclassified, not that the network cannot be told from one")
+    print("that never saw the digits.")
     print()
     print("open:")
     for folder in folders:
