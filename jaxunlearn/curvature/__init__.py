@@ -9,6 +9,7 @@ in float64 on the host.
 from jaxunlearn.curvature.gram import (
     ROW_BYTES as ROW_BYTES,
     column_blocks as column_blocks,
+    combine as combine,
     gram as gram,
     inner_products as inner_products,
 )

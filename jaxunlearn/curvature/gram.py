@@ -16,10 +16,16 @@ from jaxunlearn.curvature.selection import take
 
 #: Bytes of rows held at a time by default.
 ROW_BYTES = 2 << 30
+#: Multiplications up to which Gram matrices are computed in float64.
+EXACT_WORK = 1 << 28
 
 
 def inner_products(a: Any, b: Any = None) -> np.ndarray:
-    """Return ``a @ b.T`` on the host in float64, the product itself in the rows' dtype.
+    """Return ``a @ b.T`` on the host in float64.
+
+    Where it costs little it is also computed in float64, else in the rows'
+    dtype: with few weights, proxies come close to spanning them, and what is
+    left after projection drowns in float32 rounding.
 
     Args:
       a: rows, (n, P), NumPy or JAX.
@@ -29,9 +35,28 @@ def inner_products(a: Any, b: Any = None) -> np.ndarray:
     [[5.0]]
     """
     b = a if b is None else b
+    if a.shape[0] * b.size <= EXACT_WORK:
+        a = np.asarray(a, np.float64)
+        return a @ (a if b is a else np.asarray(b, np.float64)).T
     if isinstance(a, np.ndarray):
         return np.asarray(a @ b.T, np.float64)
     return np.asarray(jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST), np.float64)
+
+
+def combine(weight: np.ndarray, rows: Any) -> np.ndarray:
+    """Return ``weight @ rows`` on the host, accumulated in float64: the terms may cancel.
+
+    Args:
+      weight: (n,).
+      rows: (n, P), NumPy or JAX.
+
+    >>> combine(np.array([1.0, -1.0]), np.array([[1.0, 2.0], [0.5, 1.0]], np.float32)).tolist()
+    [0.5, 1.0]
+    """
+    total = np.zeros(rows.shape[1])
+    for start in range(0, rows.shape[0], 64):  # a few rows at a time: no copy of them all in float64
+        total += weight[start : start + 64] @ np.asarray(rows[start : start + 64], np.float64)
+    return total
 
 
 def gram(

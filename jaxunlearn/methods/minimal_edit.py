@@ -21,6 +21,9 @@ from jaxunlearn._config import BaseConfig, hparam
 from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem
 from jaxunlearn.methods import _minimal_edit_constraints as constraints, _minimal_edit_pool as pools
 
+#: A step falls short if this share of what it promised is missing; then the damping grows by the factor below.
+SHORTFALL, RAISE = 0.3, 10.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(BaseConfig):
@@ -60,6 +63,8 @@ class State:
       pool: current proxies, (N, *input_shape).
       anchor: edited tensors at which the proxies were linearised.
       t: steps taken.
+      boost: factor on the damping, raised while steps fall short of what they promise.
+      promise: largest margin before the last step, and what that step was to make of it, (2,).
       hparams: traced settings.
     """
 
@@ -71,6 +76,8 @@ class State:
     pool: Array
     anchor: Mapping[str, Array]
     t: Array
+    boost: Array
+    promise: Array
     hparams: Mapping[str, Array]
     goal: str = dataclasses.field(metadata={"static": True})
 
@@ -120,6 +127,8 @@ class MinimalEdit:
             pool=jnp.zeros((n, *model.spec.input_shape), forget.x.dtype),
             anchor=curvature.take(model.params, paths),
             t=jnp.zeros((), jnp.int32),
+            boost=jnp.ones(()),
+            promise=jnp.full(2, jnp.inf),
             hparams=hparams,
             goal=problem.goal,
         )
@@ -152,6 +161,7 @@ class MinimalEdit:
             logits[n:], instances, towards=self.config.towards, margin=float(state.hparams["margin"]), share=share
         )
         drift = pool.drift(logits[:n])
+        state = dataclasses.replace(state, boost=self._boost(state, rows.margin.max()))
         try:
             move, change = self._solve(state, pool, rows, drift)
         except curvature.InfeasibleError as error:
@@ -165,13 +175,23 @@ class MinimalEdit:
             "predicted_margin": (rows.margin + change).max(),
             "drift": np.sqrt(np.sum(drift**2)),
             "edit_norm": size,
+            "boost": state.boost,
         }
-        state = dataclasses.replace(state, model=model, t=state.t + 1)
+        promise = jnp.array([info["largest_margin"], info["predicted_margin"]], jnp.float32)
+        state = dataclasses.replace(state, model=model, t=state.t + 1, promise=promise)
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in info.items()}
 
     def _paths(self, model: Model) -> tuple[str, ...]:
         patterns = [pattern.strip() for pattern in self.config.layers.split(",") if pattern.strip()]
         return curvature.select_paths(model.params, patterns)
+
+    def _boost(self, state: State, largest: float) -> Array:
+        """Return the factor on the damping: larger while the linearisation does not reach as far as the steps go."""
+        before, promised = np.asarray(state.promise, np.float64)
+        if not np.isfinite(before):
+            return state.boost
+        short = largest - promised > SHORTFALL * max(before - promised, float(state.hparams["margin"]))
+        return jnp.asarray(state.boost * RAISE if short else jnp.maximum(state.boost / 2, 1.0), jnp.float32)
 
     def _solve(
         self, state: State, pool: pools.Proxies, rows: constraints.Rows, drift: np.ndarray
@@ -185,10 +205,9 @@ class MinimalEdit:
             constraint_rows = jacobian.rows(*here, rows.examples)
             cross = curvature.inner_products(proxy_rows, constraint_rows)
             step = self._programme(proxy_gram, cross, curvature.inner_products(constraint_rows), drift, rows, state)
-            dtype = constraint_rows.dtype
-            vector = -(
-                step.constraint_weight.astype(dtype) @ constraint_rows + step.proxy_weight.astype(dtype) @ proxy_rows
-            )
+            vector = -curvature.combine(step.constraint_weight, constraint_rows)
+            vector -= curvature.combine(step.proxy_weight, proxy_rows)
+            vector = vector.astype(constraint_rows.dtype)
             return curvature.unravel(vector, model.params, paths), step.change
         examples = jax.tree.map(lambda a, b: np.concatenate([a, b]), pool.examples, rows.examples)
         gram = curvature.gram(jacobian, *here, examples, max_bytes=self.row_bytes, label="curvature")
@@ -205,7 +224,7 @@ class MinimalEdit:
         rows: constraints.Rows,
         state: State,
     ) -> curvature.MarginStep:
-        damping = float(state.hparams["damping"]) * float(np.mean(np.diag(proxy_gram)))
+        damping = float(state.boost) * float(state.hparams["damping"]) * float(np.mean(np.diag(proxy_gram)))
         return curvature.solve_margin_qp(proxy_gram, cross, constraint_gram, drift, rows.required, damping=damping)
 
 
