@@ -7,16 +7,13 @@ that a folder under the final name is always whole.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import gc
 import json
 import logging
 import os
 import shutil
 import uuid
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +192,7 @@ def _write(path: Path, manifest: dict[str, Any], tree: PyTree, entries: list[lis
 def _orbax_save(folder: Path, tree: PyTree, path: Path) -> None:
     """Save, and turn whatever Orbax's threads make of a failing disk into one OSError."""
     try:
-        with _quiet():
-            ocp.save(folder, tree, checkpointable_name="state")
+        ocp.save(folder, tree, checkpointable_name="state")
     except Exception as error:
         reason = errno.ENOSPC if "space" in str(error).lower() else getattr(error, "errno", None) or errno.EIO
         raise OSError(reason, f"the checkpoint could not be written ({_line(error)})", str(path)) from None
@@ -232,8 +228,7 @@ def _read(path: Path, manifest: dict[str, Any], like: PyTree, entries: list[list
     tree = target
     if jax.tree.leaves(target):
         try:
-            with _quiet():
-                tree = ocp.load(os.path.abspath(path / _ARRAYS), target, checkpointable_name="state")
+            tree = ocp.load(os.path.abspath(path / _ARRAYS), target, checkpointable_name="state")
         except Exception as error:
             raise ValueError(f"{path} is damaged, its arrays cannot be read: {_line(error)}") from None
     plain = _plain(tree) if manifest["kind"] == "state" else tree
@@ -255,22 +250,12 @@ def _compare(path: Path, saved: list[list[Any]], wanted: list[list[Any]]) -> Non
             raise ValueError(f"{path} does not fit: it has {name} of shape {have[name][0]}, the target has not")
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Orbax's threads print of a failure out of the terminal; the error itself comes up anyway."""
-    logger = logging.getLogger("absl")
-    logger.addFilter(_is_news)  # stays, as the threads outlive the call; added once
-    try:
-        yield
-    except Exception:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # coroutines that a failure left without anyone to await them
-            gc.collect()
-        raise
-
-
 def _is_news(record: logging.LogRecord) -> bool:
+    """Drop the tracebacks that Orbax's threads log of a failure; the error itself comes up anyway."""
     return "_SignalingThread" not in record.getMessage()
+
+
+logging.getLogger("absl").addFilter(_is_news)  # for good, as those threads outlive the call
 
 
 def _line(error: BaseException) -> str:

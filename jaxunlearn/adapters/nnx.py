@@ -58,8 +58,8 @@ class NnxApply:
     ) -> tuple[Array, Params]:
         x = standardise(x, self.mean, self.std)
         flat = dict(self._values(params, model_state, train, rngs))
-        # copy=True: BatchNorm assigns to its variables, which inside grad would belong to an outer trace.
-        module = nnx.merge(self.train_graph if train else self.eval_graph, _nested(flat), copy=True)
+        # From arrays, not from variables: BatchNorm assigns to its variables, which must belong to this very trace.
+        module = nnx.merge(self.train_graph if train else self.eval_graph, _nested(flat))
         logits = module(x, **mode_arguments(module, train))
         if not train or not model_state:
             return logits, model_state
