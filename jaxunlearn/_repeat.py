@@ -117,11 +117,12 @@ def fold(
     microbatch_size: int,
     statics: tuple[Any, ...] = (),
     exact: bool = False,
-    interleave: bool = False,
     loop: Loop = "auto",
     label: str | None = None,
 ) -> PyTree:
     """Return the carry after ``carry = body(*statics, carry, chunk, *consts)`` for each microbatch.
+
+    Chunks are consecutive rows, in order, and are not split over devices (see `microbatch`).
 
     Args:
       body: hashable, see `repeat`.
@@ -131,24 +132,24 @@ def fold(
       microbatch_size: rows of a chunk; fewer where n is smaller, see `chunk_size`.
       statics: hashable leading arguments of the body.
       exact: cut the last chunk short (one more compilation) instead of padding it with zeros.
-      interleave: see `split`; False keeps the rows of a chunk consecutive.
       loop: see `on_host`.
       label: what progress is reported as, in chunks.
 
     Raises:
       ValueError: where xs is empty, lengths differ or the size is below 1.
     """
+    xs = jax.tree.map(jnp.asarray, xs)
     n = rows(xs)
     size = chunk_size(n, microbatch_size, exact=exact)
     kept = n - n % size if exact else n
-    chunks = split(xs if kept == n else jax.tree.map(lambda a: a[:kept], xs), size, interleave=interleave)
-    tail = None if kept == n else jax.tree.map(lambda a: a[kept:], xs)
     whole, total = -(-kept // size), -(-n // size)
+    tail = None if whole == total else jax.tree.map(lambda a: a[kept:], xs)
     if not on_host(carry, xs, consts, loop=loop):
-        carry = call(_device_fold, (body, statics), carry, chunks, *consts)
+        carry = call(_device_fold, (body, statics, whole, size), carry, xs, *consts)
         return carry if tail is None else call(body, statics, carry, tail, *consts)
     for c in range(total):
-        carry = call(body, statics, carry, pick(chunks, c) if c < whole else tail, *consts)
+        chunk = microbatch(xs, np.int32(c), size=size) if c < whole else tail
+        carry = call(body, statics, carry, chunk, *consts)
         if label is not None:
             jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
             _progress.report(label, c + 1, total)
@@ -156,9 +157,38 @@ def fold(
 
 
 def _device_fold(
-    body: Callable[..., PyTree], statics: tuple[Any, ...], carry: PyTree, chunks: PyTree, *consts: PyTree
+    body: Callable[..., PyTree],
+    statics: tuple[Any, ...],
+    whole: int,
+    size: int,
+    carry: PyTree,
+    xs: PyTree,
+    *consts: PyTree,
 ) -> PyTree:
-    return jax.lax.scan(lambda carry, chunk: (body(*statics, carry, chunk, *consts), None), carry, chunks)[0]
+    def step(c: Any, carry: PyTree) -> PyTree:
+        return body(*statics, carry, microbatch(xs, c, size=size), *consts)
+
+    return jax.lax.fori_loop(0, whole, step, carry)
+
+
+@partial(jax.jit, static_argnames="size")
+def microbatch(xs: PyTree, c: Any, *, size: int) -> PyTree:
+    """Return rows c * size, ..., of arrays, and zeros past their end.
+
+    The chunk is whole on every device, by a gather that cannot be split:
+    XLA's partitioner gives wrong numbers (jax 0.10.2) for the grouped
+    convolutions of per-example weight gradients, where examples are sharded.
+
+    >>> microbatch(jnp.arange(1, 6), 1, size=3).tolist()
+    [4, 5, 0]
+    """
+    index = c * size + jnp.arange(size)
+
+    def leaf(a: Any) -> Any:
+        real = (index < a.shape[0]).reshape(size, *[1] * (a.ndim - 1))
+        return jnp.where(real, jnp.take(a, index, axis=0, mode="clip"), jnp.zeros_like(a, shape=(1,) * a.ndim))
+
+    return jax.tree.map(leaf, xs)
 
 
 def accumulate(
@@ -175,7 +205,7 @@ def accumulate(
     The last chunk is padded with zeros: a leaf of ``xs`` must be a weight, of
     which zero means padding, and ``fn`` must give nothing for such rows. So
     memory is flat in n, and stepped from the host a new n recompiles only the
-    cutting. Rows are dealt to the chunks in turn, see `split`.
+    cutting.
 
     Args and errors are those of `fold`.
 
@@ -188,17 +218,8 @@ def accumulate(
     chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), xs)
     shapes = call.eval_shape(fn, statics, chunk, *consts)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    return fold(
-        _add,
-        zeros,
-        xs,
-        *consts,
-        microbatch_size=microbatch_size,
-        statics=(fn, statics),
-        interleave=True,
-        loop=loop,
-        label=label,
-    )
+    statics = (fn, statics)
+    return fold(_add, zeros, xs, *consts, microbatch_size=microbatch_size, statics=statics, loop=loop, label=label)
 
 
 def _add(fn: Callable[..., PyTree], statics: tuple[Any, ...], total: PyTree, chunk: PyTree, *consts: PyTree) -> PyTree:
@@ -228,14 +249,14 @@ def chunk_size(n: int, microbatch_size: int, *, exact: bool = False) -> int:
     return min(microbatch_size, n if exact else 1 << (n - 1).bit_length())
 
 
-@partial(jax.jit, static_argnames=("size", "interleave"))
-def split(xs: PyTree, size: int, *, interleave: bool = True) -> PyTree:
-    """Cut arrays of n rows into chunks, (chunks, size, ...), the last rows padded with zeros.
+@partial(jax.jit, static_argnames="size")
+def split(xs: PyTree, *, size: int) -> PyTree:
+    """Deal n rows to chunks, (chunks, size, ...), padded with zeros.
 
-    Interleaved, chunk c has the rows c, c + chunks, ...: arrays sharded over
-    the rows then stay sharded within each chunk.
+    Chunk c has the rows c, c + chunks, ...: arrays that are sharded over the
+    rows stay sharded within each chunk.
 
-    >>> split(jnp.arange(1, 6), 2).tolist()
+    >>> split(jnp.arange(1, 6), size=2).tolist()
     [[1, 4], [2, 5], [3, 0]]
     """
 
@@ -244,14 +265,12 @@ def split(xs: PyTree, size: int, *, interleave: bool = True) -> PyTree:
         missing = chunks * size - a.shape[0]
         if missing:
             a = jnp.concatenate([a, jnp.zeros_like(a, shape=(missing, *a.shape[1:]))])
-        if interleave:
-            return jnp.swapaxes(a.reshape(size, chunks, *a.shape[1:]), 0, 1)
-        return a.reshape(chunks, size, *a.shape[1:])
+        return jnp.swapaxes(a.reshape(size, chunks, *a.shape[1:]), 0, 1)
 
     def leaf(a: Any) -> Any:
         if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(cut(jax.random.key_data(a)), impl=jax.random.key_impl(a))
-        return cut(jnp.asarray(a))
+        return cut(a)
 
     return jax.tree.map(leaf, xs)
 
@@ -262,20 +281,13 @@ def pick(chunks: PyTree, c: int) -> PyTree:
     return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, c, keepdims=False), chunks)
 
 
-@partial(jax.jit, static_argnames=("n", "interleave"))
-def join(chunks: PyTree, n: int, *, interleave: bool = True) -> PyTree:
+@partial(jax.jit, static_argnames="n")
+def join(chunks: PyTree, *, n: int) -> PyTree:
     """Undo `split`: chunks (chunks, size, ...), or a list of them, to the first n rows.
 
-    >>> join(split(jnp.arange(5), 2), 5).tolist()
+    >>> join(split(jnp.arange(5), size=2), n=5).tolist()
     [0, 1, 2, 3, 4]
     """
-
     if isinstance(chunks, list):
         chunks = jax.tree.map(lambda *a: jnp.stack(a), *chunks)
-
-    def leaf(a: Any) -> Any:
-        if interleave:
-            a = jnp.swapaxes(a, 0, 1)
-        return a.reshape(-1, *a.shape[2:])[:n]
-
-    return jax.tree.map(leaf, chunks)
+    return jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1).reshape(-1, *a.shape[2:])[:n], chunks)

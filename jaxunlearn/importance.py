@@ -46,7 +46,8 @@ class MAS:
 
         Args:
           params, model_state: of the network.
-          x: (n, *input_shape), inside the box.
+          x: (n, *input_shape), inside the box. Where it is sharded over
+            devices, each device still measures all instances.
           weight: (n,), at least 0, not all 0; 0 is padding; None is all 1.
 
         Returns:

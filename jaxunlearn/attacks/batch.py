@@ -57,9 +57,9 @@ def attack_batch(
     model = (params, model_state)
     on_host = _repeat.on_host(xs, model, limits, loop=attack.loop)
     n = _repeat.rows(xs)
-    chunks = _repeat.split(xs, _repeat.chunk_size(n, microbatch_size))
+    chunks = _repeat.split(xs, size=_repeat.chunk_size(n, microbatch_size))
     if _repeat.is_traced(xs, model, limits):
-        return _repeat.join(jax.lax.map(lambda chunk: _on_device(attack, chunk, model, limits), chunks), n)
+        return _repeat.join(jax.lax.map(lambda chunk: _on_device(attack, chunk, model, limits), chunks), n=n)
     count, out = chunks[1].shape[0], []
     for c in range(count):  # from the host around device loops too: progress and Ctrl-C
         chunk, done, total = _repeat.pick(chunks, c), c * attack.steps, count * attack.steps
@@ -84,7 +84,7 @@ def attack_batch(
             if progress is not None:
                 jax.block_until_ready(out[-1])
                 _progress.report(progress, done + attack.steps, total)
-    return _repeat.join(out, n)
+    return _repeat.join(out, n=n)
 
 
 def _start(attack: PGD, chunk: tuple[Array, Array, Array], limits: Limits) -> Array:
