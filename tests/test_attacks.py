@@ -302,7 +302,8 @@ def test_eight_devices_agree_with_one(loop):
 def test_half_precision_stays_half_precision():
     x = jnp.full(6, 0.5, jnp.bfloat16)
     params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), LINEAR)
-    assert ATTACKS["l2"](KEY, params, {}, x, 1, epsilon=0.5, step_size=0.1).dtype == jnp.bfloat16
+    numbers = dict(epsilon=jnp.float32(0.5), step_size=jnp.float32(0.1))  # a sweep holds these in float32
+    assert ATTACKS["l2"](KEY, params, {}, x, 1, **numbers).dtype == jnp.bfloat16
 
 
 # --- target labels ------------------------------------------------------------------------------
