@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from jaxunlearn import _progress, losses, training
+from jaxunlearn import _progress, inference, losses, models, training
 from jaxunlearn._types import Model, ModelSpec
+from jaxunlearn.data import open_source
 
 D, H, C, N = 5, 6, 3, 12
 
@@ -275,3 +276,13 @@ def test_wrong_lanes(model, data):
         training.train_many(model, keys, x, y, sample_weight=weight, **SETTINGS)
     with pytest.raises(ValueError, match="init_fn is None"):
         training.train_many(model.replace(spec=ModelSpec(num_classes=C, input_shape=(D,))), keys, x, y, **SETTINGS)
+
+
+def test_the_digits_network_learns_the_digits():
+    source = open_source("digits")
+    train, test = source.splits["train"], source.splits["test"]
+    fresh = models.from_recipe(models.recipe("digits_cnn"), key=jax.random.key(0))
+    x, y = source.images(train), source.labels[train]
+    done = training.train(fresh, jax.random.key(1), x, y, epochs=4, batch_size=64, learning_rate=0.05)
+    logits = inference.logits(done.model, source.images(test))
+    assert np.mean(logits.argmax(1) == source.labels[test]) > 0.96
