@@ -18,6 +18,7 @@ import numpy as np
 from jaxunlearn import _config, _progress, _tree, inference, loop, losses, report
 from jaxunlearn._types import Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
+from jaxunlearn.audits.depth import depth
 from jaxunlearn.cli import _errors
 from jaxunlearn.data import Source
 from jaxunlearn.data.forget import ranked
@@ -118,6 +119,7 @@ def run(
     config: Any,
     before: Measured,
     *,
+    deep: bool = False,
     command: str | None = None,
     seconds: Mapping[str, float] | None = None,
     extras: Mapping[str, Any] | None = None,
@@ -128,6 +130,7 @@ def run(
       request: what is asked; problem: the part of it that the method sees.
       spec, config: the method and its hyper-parameters.
       before: the model measured before.
+      deep: whether to measure how deep the forgetting goes, too (`jaxunlearn.audits.depth`).
       command: the command line.
       seconds: phases that were timed before this call.
       extras: further facts for the record.
@@ -146,6 +149,17 @@ def run(
     result = dataclasses.replace(result, seconds={**result.seconds, "unlearn": unlearn})
     only = ("forget",) if result.stop_reason == "interrupted" else None
     after = Measured(result.model, request, when="after", only=only)
+    spent = {
+        **(seconds or {}),
+        "measure before": before.seconds,
+        "watch": watch.seconds,
+        "measure after": after.seconds,
+    }
+    found = None
+    if deep and result.stop_reason != "interrupted":
+        with timed(spent, "depth"):
+            key = jax.random.fold_in(jax.random.key(request.seed), 1)
+            found = depth(result.model, problem.forget.x, problem.forget.y, key=key, original=model)
     recipe = model.spec.recipe
     return report.RunRecord(
         method=spec.name,
@@ -166,12 +180,8 @@ def run(
         data=source.name,
         command=command,
         digests={"weights before": digest(model), "weights after": digest(result.model)},
-        seconds={
-            **(seconds or {}),
-            "measure before": before.seconds,
-            "watch": watch.seconds,
-            "measure after": after.seconds,
-        },
+        seconds=spent,
+        depth=found,
         curve={"test": watch.points} if watch.points else {},
         earlier=measure_earlier(result.model, request),
         extras=extras or {},

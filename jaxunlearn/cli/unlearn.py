@@ -95,6 +95,12 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         metavar="N",
         help="measure the retain and the test set on N instances each, a fixed random choice; default: all",
     )
+    group.add_argument(
+        "--depth",
+        action="store_true",
+        help="measure how deep it goes, too: mirrored, shifted and noisy versions of the images, small perturbations, "
+        "relearning",
+    )
     group.add_argument("--dry-run", action="store_true", help="say what would be done, estimate memory and time, stop")
     _flags.add_run_flags(parser)
     _flags.add_method_flags(parser, spec)
@@ -127,7 +133,8 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     }
     with _progress.shown(quiet=args.quiet):
         before = _run.Measured(request.model, request, when="before")
-        record = _run.run(request, problem, spec, config, before, command=command, seconds=seconds, extras=extras)
+        about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
+        record = _run.run(request, problem, spec, config, before, deep=args.depth, **about)
     if record.result.stop_reason == "interrupted" and record.result.steps == 0:
         raise KeyboardInterrupt
     return _tell(record, report.write_run(args.out, record, overwrite=args.overwrite))
