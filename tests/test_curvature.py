@@ -148,9 +148,24 @@ def test_gram_without_rows_equals_stored(net, max_bytes):
     rows = jac.rows(params, {}, examples).astype(np.float64)
     stored = curvature.inner_products(jac.rows(params, {}, examples))
     np.testing.assert_allclose(stored, rows @ rows.T, rtol=1e-5, atol=1e-4)
-    free = curvature.gram(jac, params, {}, examples, max_bytes=max_bytes)
+    free = curvature.gram(jac, curvature.Part(params, {}, examples), max_bytes=max_bytes)
     assert free.dtype == np.float64
     assert np.linalg.norm(free - stored) <= 1e-5 * np.linalg.norm(stored)
+
+
+def test_gram_of_parts_at_different_weights(net):
+    params, (x, v) = net
+    moved = jax.tree.map(lambda leaf: leaf + 0.1, params)
+    jac = jacobian(params)
+    parts = curvature.Part(params, {}, (x[:4], v[:4])), curvature.Part(moved, {}, (x[3:], v[3:]))
+    rows = np.concatenate([jac.rows(*part) for part in parts])
+    free = curvature.gram(jac, *parts, max_bytes=8 * 4 * 30)
+    np.testing.assert_allclose(free, rows @ rows.T, rtol=1e-4, atol=1e-4)
+    np.testing.assert_array_equal(free, free.T)
+
+
+def test_memory_for_rows_is_a_part_of_the_machine():
+    assert 1 << 28 < curvature.memory_for_rows() < 1 << 45
 
 
 def test_inner_products_of_jax_arrays_are_those_of_numpy():
@@ -162,7 +177,7 @@ def test_inner_products_of_jax_arrays_are_those_of_numpy():
 def test_column_blocks_cover_every_column_once(sizes, columns):
     params = {f"t{i}": np.zeros(size) for i, size in enumerate(sizes)}
     seen = []
-    for paths, part in curvature.column_blocks(params, tuple(params), columns):
+    for paths, part in curvature.column_blocks(params, columns):
         names = [(path, i) for path in paths for i in range(params[path].size)][part]
         assert 0 < len(names) <= columns
         seen += names
@@ -173,7 +188,7 @@ def test_curvature_refuses_what_does_not_fit(net):
     params, (x, v) = net
     jac = jacobian(params)
     with pytest.raises(ValueError, match="must hold at least one column of 7 rows; got 5"):
-        curvature.gram(jac, params, {}, (x, v), max_bytes=5)
+        curvature.gram(jac, curvature.Part(params, {}, (x, v)), max_bytes=5)
     with pytest.raises(ValueError, match=r"one length; got \{'examples': 7, 'weight': 2\}"):
         jac.transpose_times(params, {}, (x, v), np.ones(2))
     with pytest.raises(ValueError, match="microbatch_size must be at least 1; got 0"):

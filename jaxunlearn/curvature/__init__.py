@@ -7,11 +7,12 @@ in float64 on the host.
 """
 
 from jaxunlearn.curvature.gram import (
-    ROW_BYTES as ROW_BYTES,
+    Part as Part,
     column_blocks as column_blocks,
     combine as combine,
     gram as gram,
     inner_products as inner_products,
+    memory_for_rows as memory_for_rows,
 )
 from jaxunlearn.curvature.jacobian import (
     Jacobian as Jacobian,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,6 @@ from jaxunlearn._types import Params, PyTree
 from jaxunlearn.curvature.jacobian import Jacobian
 from jaxunlearn.curvature.selection import take
 
-#: Bytes of rows held at a time by default.
-ROW_BYTES = 2 << 30
 #: Multiplications up to which Gram matrices are computed in float64.
 EXACT_WORK = 1 << 28
 
@@ -59,16 +58,16 @@ def combine(weight: np.ndarray, rows: Any) -> np.ndarray:
     return total
 
 
-def gram(
-    jacobian: Jacobian,
-    params: Params,
-    context: PyTree,
-    examples: PyTree,
-    *,
-    max_bytes: int = ROW_BYTES,
-    label: str | None = None,
-) -> np.ndarray:
-    """Return ``J J^T``, (n, n) float64, holding at most about ``max_bytes`` of rows at a time.
+class Part(NamedTuple):
+    """Some rows of a matrix: examples, and the weights at which they are differentiated."""
+
+    params: Params
+    context: PyTree
+    examples: PyTree
+
+
+def gram(jacobian: Jacobian, *parts: Part, max_bytes: int, label: str | None = None) -> np.ndarray:
+    """Return ``J J^T``, float64, of the parts' rows below each other, holding about ``max_bytes`` of them at a time.
 
     The columns of J are cut into blocks of whole tensors, or slices of one
     tensor where it alone is too large; each block costs one pass over the
@@ -76,36 +75,47 @@ def gram(
     set of tensors, none for another n of the same blocks.
 
     Args:
-      jacobian, params, context, examples: see `Jacobian.rows`.
+      jacobian: see `Jacobian`; all parts have its tensors.
+      *parts: at least one.
       max_bytes: memory for rows; the result is the same but for rounding.
-      label: what progress is reported as, in examples times blocks.
+      label: what progress is reported as, in examples of a block.
 
     Raises:
       ValueError: ``max_bytes`` holds not even one column.
     """
-    n = _repeat.rows(examples)
-    itemsize = max(leaf.dtype.itemsize for leaf in take(params, jacobian.paths).values())
-    columns = max_bytes // (n * itemsize)
+    n = sum(_repeat.rows(part.examples) for part in parts)
+    tensors = take(parts[0].params, jacobian.paths)
+    columns = max_bytes // (n * max(leaf.dtype.itemsize for leaf in tensors.values()))
     if columns < 1:
         raise ValueError(f"max_bytes must hold at least one column of {n} rows; got {max_bytes}")
     total = np.zeros((n, n))
-    for paths, part in column_blocks(params, jacobian.paths, columns):
+    for paths, columns_of in column_blocks(tensors, columns):
         block = Jacobian(jacobian.fn, paths, jacobian.microbatch_size)
-        total += inner_products(block.rows(params, context, examples, columns=part, label=label))
+        rows = [block.rows(*part, columns=columns_of, label=label) for part in parts]
+        for i, a in enumerate(rows):
+            for j, b in enumerate(rows[: i + 1]):
+                inner = inner_products(a) if i == j else inner_products(a, b)
+                total[_place(rows, i), _place(rows, j)] += inner
+    lower = np.tril_indices(n, -1)
+    total.T[lower] = total[lower]
     return total
 
 
-def column_blocks(params: Params, paths: tuple[str, ...], columns: int) -> Iterator[tuple[tuple[str, ...], slice]]:
+def _place(rows: list[Any], i: int) -> slice:
+    start = sum(len(a) for a in rows[:i])
+    return slice(start, start + len(rows[i]))
+
+
+def column_blocks(tensors: Mapping[str, Any], columns: int) -> Iterator[tuple[tuple[str, ...], slice]]:
     """Yield (paths, slice of their columns) of at most so many columns each, that cover all columns once.
 
-    >>> params = {"a": np.zeros(2), "b": np.zeros(2), "c": np.zeros(5)}
-    >>> list(column_blocks(params, ("a", "b", "c"), 4))
+    >>> list(column_blocks({"a": np.zeros(2), "b": np.zeros(2), "c": np.zeros(5)}, 4))
     [(('a', 'b'), slice(0, 4, None)), (('c',), slice(0, 4, None)), (('c',), slice(4, 5, None))]
     """
     _validate.positive_int("columns", columns)
     group: tuple[str, ...] = ()
     filled = 0
-    for path, leaf in take(params, paths).items():
+    for path, leaf in tensors.items():
         size = int(np.prod(np.shape(leaf), dtype=np.int64))
         if group and filled + size > columns:
             yield group, slice(0, filled)
@@ -116,3 +126,14 @@ def column_blocks(params: Params, paths: tuple[str, ...], columns: int) -> Itera
             group, filled = (*group, path), filled + size
     if group:
         yield group, slice(0, filled)
+
+
+def memory_for_rows() -> int:
+    """Return how many bytes of rows to hold at a time: a quarter of the memory of the device they lie on."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) // 4
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    except (AttributeError, OSError, ValueError):  # not every platform tells
+        return 2 << 30

@@ -36,10 +36,6 @@ class Proxies:
         """Return how far the held combinations have moved from the original's, (N,)."""
         return np.einsum("nc,nc->n", self.direction, logits, dtype=np.float64) - self.value
 
-    def row_bytes(self, model: Model, paths: tuple[str, ...]) -> int:
-        """Return the memory that the pool's Jacobian rows need."""
-        return 4 * len(self.x) * curvature.width(model.params, paths)
-
 
 def default_size(instances: int) -> int:
     """Return how many proxies a request of so many instances gets."""
@@ -77,38 +73,44 @@ def proxies(original: Model, pool: Array) -> Proxies:
     return Proxies(x, direction, np.einsum("nc,nc->n", direction, logits, dtype=np.float64))
 
 
+def linearised_at(state: Any, pool: Proxies) -> curvature.Part:
+    """Return the pool's rows to be: its examples, and the weights at the time it was drawn."""
+    params = curvature.put(state.model.params, state.anchor)
+    return curvature.Part(params, state.model.model_state, pool.examples)
+
+
 class _Latest:
     """The rows of the latest pool, as long as that pool lives: large, and a pure function of the state."""
 
     def __init__(self) -> None:
         self.pool: weakref.ref[Any] | None = None
-        self.key: Any = None
+        self.jacobian: curvature.Jacobian | None = None
         self.rows: tuple[Any, np.ndarray] | None = None
 
-    def get(self, pool: Any, key: Any) -> tuple[Any, np.ndarray] | None:
-        return self.rows if self.pool is not None and self.pool() is pool and self.key == key else None
+    def get(self, pool: Any, jacobian: curvature.Jacobian) -> tuple[Any, np.ndarray] | None:
+        same = self.pool is not None and self.pool() is pool and self.jacobian == jacobian
+        return self.rows if same else None
 
-    def set(self, pool: Any, key: Any, rows: tuple[Any, np.ndarray]) -> None:
-        self.pool, self.key, self.rows = weakref.ref(pool, lambda _: self.clear()), key, rows
+    def set(self, pool: Any, jacobian: curvature.Jacobian, rows: tuple[Any, np.ndarray]) -> None:
+        self.pool, self.jacobian, self.rows = weakref.ref(pool, lambda _: self.clear()), jacobian, rows
 
     def clear(self) -> None:
-        self.pool = self.rows = self.key = None
+        self.pool = self.rows = self.jacobian = None
 
 
 _latest = _Latest()
 
 
-def linearise(jacobian: curvature.Jacobian, state: Any, pool: Proxies) -> tuple[Any, np.ndarray]:
-    """Return the pool's rows and their Gram matrix, at the weights where it was drawn.
+def stored(jacobian: curvature.Jacobian, pool: Array, part: curvature.Part) -> tuple[Any, np.ndarray]:
+    """Return the pool's rows and their Gram matrix.
 
-    They are kept until another pool is linearised or this one is gone, so that
+    They are kept until another pool's are wanted or this one is gone, so that
     a state stays small enough to be saved; a loaded state makes them again.
     """
-    found = _latest.get(state.pool, jacobian)
+    found = _latest.get(pool, jacobian)
     if found is None:
         _latest.clear()
-        params = curvature.put(state.model.params, state.anchor)
-        rows = jacobian.rows(params, state.model.model_state, pool.examples, label="curvature")
+        rows = jacobian.rows(*part, label="curvature")
         found = rows, curvature.inner_products(rows)
-        _latest.set(state.pool, jacobian, found)
+        _latest.set(pool, jacobian, found)
     return found

@@ -89,14 +89,14 @@ class MinimalEdit:
     Attributes:
       config: static settings.
       microbatch_size: examples differentiated at a time.
-      row_bytes: memory for Jacobian rows; a pool that needs more is never
-        stored and linearised anew at every step. The result is the same but
-        for rounding and for that.
+      row_bytes: memory for Jacobian rows; where a pool needs more they are
+        never stored, with the same result but for rounding. 0: see
+        `curvature.memory_for_rows`.
     """
 
     config: Config
     microbatch_size: int = 16
-    row_bytes: int = curvature.ROW_BYTES
+    row_bytes: int = 0
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -196,24 +196,28 @@ class MinimalEdit:
     def _solve(
         self, state: State, pool: pools.Proxies, rows: constraints.Rows, drift: np.ndarray
     ) -> tuple[Mapping[str, Array], np.ndarray]:
+        """Return the edit and the predicted change of the constrained margins."""
         model, paths = state.model, tuple(state.anchor)
         jacobian = curvature.Jacobian(curvature.LogitDirection(model.apply_fn), paths, self.microbatch_size)
-        here = (model.params, model.model_state)
+        there = pools.linearised_at(state, pool)
+        here = curvature.Part(model.params, model.model_state, rows.examples)
         n = len(pool.x)
-        if pool.row_bytes(model, paths) <= self.row_bytes:
-            proxy_rows, proxy_gram = pools.linearise(jacobian, state, pool)
-            constraint_rows = jacobian.rows(*here, rows.examples)
+        row_bytes = self.row_bytes or curvature.memory_for_rows()
+        if 4 * n * curvature.width(model.params, paths) <= row_bytes:
+            proxy_rows, proxy_gram = pools.stored(jacobian, state.pool, there)
+            constraint_rows = jacobian.rows(*here)
             cross = curvature.inner_products(proxy_rows, constraint_rows)
             step = self._programme(proxy_gram, cross, curvature.inner_products(constraint_rows), drift, rows, state)
             vector = -curvature.combine(step.constraint_weight, constraint_rows)
             vector -= curvature.combine(step.proxy_weight, proxy_rows)
-            vector = vector.astype(constraint_rows.dtype)
-            return curvature.unravel(vector, model.params, paths), step.change
-        examples = jax.tree.map(lambda a, b: np.concatenate([a, b]), pool.examples, rows.examples)
-        gram = curvature.gram(jacobian, *here, examples, max_bytes=self.row_bytes, label="curvature")
-        step = self._programme(gram[:n, :n], gram[:n, n:], gram[n:, n:], drift, rows, state)
-        weight = -np.concatenate([step.proxy_weight, step.constraint_weight])
-        return jacobian.transpose_times(*here, examples, weight), step.change
+            move = curvature.unravel(vector.astype(constraint_rows.dtype), model.params, paths)
+        else:
+            gram = curvature.gram(jacobian, there, here, max_bytes=row_bytes, label="curvature")
+            step = self._programme(gram[:n, :n], gram[:n, n:], gram[n:, n:], drift, rows, state)
+            held = jacobian.transpose_times(*there, -step.proxy_weight)
+            pushed = jacobian.transpose_times(*here, -step.constraint_weight)
+            move = jax.tree.map(jnp.add, held, pushed)
+        return move, step.change
 
     def _programme(
         self,
