@@ -4,7 +4,8 @@ Two float32 implementations of one attack part ways: the input gradient of a ReL
 network jumps where a unit switches, and near a reached target the factor
 ``p_t - 1`` of the cross-entropy's gradient has no digits left (PyTorch in float32
 against PyTorch in float64 is just as far off). So the published attack is compared
-in float64, and in float32 with small steps from far away.
+in float64, and in float32 with small steps from far away. Parameters part likewise
+where a unit switches (a percent of the way moved), so float64 holds them tightly.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import attacks, convert, importance, loop, methods
+from jaxunlearn import _config, attacks, convert, importance, methods
 from jaxunlearn._types import Batch, Model, Problem
 
 torch = pytest.importorskip("torch", reason="parity needs PyTorch")
@@ -28,7 +29,7 @@ from experiments import real  # noqa: E402
 from experiments.benchmarks import torch_l2ul  # noqa: E402
 from experiments.benchmarks.compare_torch import nchw, same_draws  # noqa: E402
 
-K, DRAWS = 4, 2
+K, DRAWS = 6, 2
 
 
 class Case(NamedTuple):
@@ -49,12 +50,12 @@ def networks(shared: Any) -> tuple[Model, Any, np.ndarray, np.ndarray]:
     return real.network("cifar_resnet20"), theirs, source.images(rows), source.labels[rows]
 
 
-def case(networks: tuple[Model, Any, np.ndarray, np.ndarray], dtype: Any = np.float32) -> Case:
+def case(networks: tuple[Model, Any, np.ndarray, np.ndarray], dtype: Any = np.float32, k: int = K) -> Case:
     ours, theirs, x, y = networks
-    forget = Batch.of(x.astype(dtype), y)
+    forget = Batch.of(x[:k].astype(dtype), y[:k])
     theirs = copy.deepcopy(theirs).to(torch.float64 if dtype == np.float64 else torch.float32)
     ours = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf), dtype), ours)
-    return Case(ours, forget, theirs, nchw(forget.x), torch.tensor(y).long())
+    return Case(ours, forget, theirs, nchw(forget.x), torch.tensor(y[:k]).long())
 
 
 def attacks_of(case: Case, *, step: float, **theirs: Any) -> tuple[Batch, np.ndarray]:
@@ -72,7 +73,7 @@ def attacks_of(case: Case, *, step: float, **theirs: Any) -> tuple[Batch, np.nda
 
 def test_perturbations_agree_in_float64(networks: Any) -> None:
     with jax.enable_x64(True):
-        ours, theirs = attacks_of(case(networks, np.float64), step=0.1)
+        ours, theirs = attacks_of(case(networks, np.float64, k=4), step=0.1)
         assert ours.x.dtype == np.float64
         moved = np.abs(theirs - networks[2][[0, 1, 2, 0, 1, 2, 3, 3]]).max()
         assert moved > 0.1
@@ -80,7 +81,7 @@ def test_perturbations_agree_in_float64(networks: Any) -> None:
 
 
 def test_perturbations_agree_in_float32_until_a_unit_switches(networks: Any) -> None:
-    ours, theirs = attacks_of(case(networks), step=0.01)
+    ours, theirs = attacks_of(case(networks, k=4), step=0.01)
     off = np.abs(np.asarray(ours.x) - theirs).max(axis=(1, 2, 3))
     assert np.median(off) < 1e-6
     assert np.mean(off < 1e-4) >= 0.75
@@ -88,7 +89,7 @@ def test_perturbations_agree_in_float32_until_a_unit_switches(networks: Any) -> 
 
 def test_the_tuned_attack_is_the_published_one(networks: Any) -> None:
     with jax.enable_x64(True):
-        theirs = case(networks, np.float64)
+        theirs = case(networks, np.float64, k=4)
     generator = torch.Generator().manual_seed(0)
     targets = torch_l2ul.draw_targets(theirs.y, DRAWS, 10, generator)
     starts = torch.rand((DRAWS, *theirs.x.shape), generator=generator, dtype=torch.float64)
@@ -117,22 +118,38 @@ def test_importance_agrees(networks: Any, variant: str) -> None:
             np.testing.assert_allclose(named[name], value.numpy(), atol=1e-4 * scale, rtol=0, err_msg=name)
 
 
-THREE_STEPS = {
-    "neggrad": dict(forget_batch=K, max_passes=3),
-    "adv": dict(forget_batch=K, companion_batch=3, max_passes=1, draws=DRAWS, attack_steps=1),
-    # Batches of 3 and 1 forget images beside 3, 3 and 2 adversarial ones: the order of the cycle counts.
-    "adv-imp": dict(forget_batch=3, companion_batch=3, max_passes=1, draws=DRAWS, attack_steps=1),
+# One shape of batch for each method, since every shape compiles. With three forget batches
+# beside two adversarial ones, it counts that the cycle over D_f keeps its phase between passes.
+BATCHES = {
+    "neggrad": dict(forget_batch=K),
+    "adv": dict(forget_batch=2, companion_batch=6, draws=DRAWS, attack_steps=1),
+    "adv-imp": dict(forget_batch=2, companion_batch=6, draws=DRAWS, attack_steps=1),
 }
 
 
-@pytest.mark.parametrize("method", THREE_STEPS)
+@pytest.mark.parametrize("method", ["neggrad", "adv", pytest.param("adv-imp", marks=pytest.mark.slow)])
 def test_parameters_and_statistics_agree_after_three_published_steps(networks: Any, method: str) -> None:
-    both, spec = case(networks), methods.get(method)
-    config = dataclasses.replace(spec.Config.published(), **THREE_STEPS[method])
-    problem = Problem(model=both.ours, forget=both.forget)
-    result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(0))
+    check_three_steps(case(networks), method, moved=5e-2)
 
-    adversarial = result.extras.get("adversarial")
+
+def test_three_steps_of_the_full_method_agree_in_float64(networks: Any) -> None:
+    with jax.enable_x64(True):
+        check_three_steps(case(networks, np.float64), "adv-imp", moved=1e-6)
+
+
+def check_three_steps(both: Case, method: str, *, moved: float) -> None:
+    """Hold parameters and statistics together, to 1e-4 and to a share of how far the tensor moved in three steps."""
+    spec = methods.get(method)
+    config = dataclasses.replace(spec.Config.published(), **BATCHES[method])
+    unlearner = spec.make(_config.static(config))
+    key, problem = jax.random.key(0), Problem(model=both.ours, forget=both.forget)
+    state = unlearner.prepare(key, problem, _config.traced(config))
+    draws, step = unlearner.phases[0].draws(state), jax.jit(unlearner.phases[0].step)
+    for t in range(3):
+        batch = draws.draw(state, t, draws.period[t % len(draws.period)])
+        state, _ = step(key, state, batch)
+
+    adversarial = unlearner.extras(state).get("adversarial")
     if adversarial is not None:
         adversarial = nchw(adversarial.x), torch.tensor(np.asarray(adversarial.target)).long()
     weights = None
@@ -149,14 +166,14 @@ def test_parameters_and_statistics_agree_after_three_published_steps(networks: A
         adversarial_batch=getattr(config, "companion_batch", 256),
         max_steps=3,
     )
-    assert result.steps == outcome.steps == 3
+    assert outcome.steps == 3
     after = both.theirs.state_dict()
-    for name, value in convert.to_torch(result.model).items():
-        moved = float((after[name] - before[name]).abs().max())
-        assert moved > 0, name
-        np.testing.assert_allclose(value, after[name].numpy(), atol=1e-4, rtol=0, err_msg=name)
-        # The step is small (rate 1e-3): what moved must agree too, not only what stayed.
-        np.testing.assert_allclose(value, after[name].numpy(), atol=1e-2 * moved, rtol=0, err_msg=name)
+    for name, value in convert.to_torch(unlearner.finish(state)).items():
+        distance = float((after[name] - before[name]).abs().max())
+        assert distance > 0, name
+        # At a rate of 1e-3 a tensor hardly moves: 1e-4 alone would hold little.
+        tolerance = min(1e-4, moved * distance)
+        np.testing.assert_allclose(value, after[name].numpy(), atol=tolerance, rtol=0, err_msg=name)
 
 
 def test_the_tuned_steps_are_the_published_ones(networks: Any) -> None:
