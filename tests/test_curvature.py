@@ -93,6 +93,9 @@ def test_microbatch_size_and_order_change_nothing_but_rounding(net):
     order = np.array([3, 0, 6, 1, 5, 2, 4])
     two = jacobian(params, microbatch_size=2).rows(params, {}, (x[order], v[order]))
     np.testing.assert_allclose(two, one[order], rtol=1e-5, atol=1e-6)
+    buffer = np.full_like(two, np.nan)
+    assert jacobian(params).rows(params, {}, (x[order], v[order]), out=buffer) is buffer
+    np.testing.assert_allclose(buffer, two, rtol=1e-5, atol=1e-6)
 
 
 def test_a_scalar_function_of_any_example_serves(net):

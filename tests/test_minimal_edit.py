@@ -77,7 +77,7 @@ def test_linear_edit_is_the_smallest_change_on_the_proxies():
     def directional(x, v):
         return np.stack([np.outer(a, b).ravel() for a, b in zip(x, v, strict=True)]).astype(np.float64)
 
-    x = np.asarray(new.pool)
+    x = np.asarray(new.pool.x)
     order = np.argsort(np.asarray(problem.model(x)), axis=1)
     R = directional(x, np.eye(3)[order[:, -1]] - np.eye(3)[order[:, -2]]) / np.sqrt(200)
     z = np.asarray(problem.model(problem.forget.x))
@@ -262,7 +262,7 @@ def test_given_images_join_the_proxies():
     for kwargs in (dict(public=jnp.asarray(given)), dict(artefacts={"proxies": given})):
         result = run(dataclasses.replace(problem, **kwargs), **ONE_STEP)
         assert (result.extras["proxies"] == 0.25).all(axis=1).sum() in range(17)
-        assert (np.asarray(result.state.inner.pool) == 0.25).all(axis=1).sum() == 16
+        assert (np.asarray(result.state.inner.pool.x) == 0.25).all(axis=1).sum() == 16
 
 
 def test_config_says_what_is_wrong():

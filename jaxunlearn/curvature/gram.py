@@ -15,8 +15,8 @@ from jaxunlearn._types import Params, PyTree
 from jaxunlearn.curvature.jacobian import Jacobian
 from jaxunlearn.curvature.selection import take
 
-#: Multiplications up to which Gram matrices are computed in float64.
-EXACT_WORK = 1 << 28
+#: Multiplications up to which Gram matrices are computed in float64, and entries up to which rows are combined in it.
+EXACT_WORK, EXACT_SIZE = 1 << 28, 1 << 22
 
 
 def inner_products(a: Any, b: Any = None) -> np.ndarray:
@@ -43,7 +43,7 @@ def inner_products(a: Any, b: Any = None) -> np.ndarray:
 
 
 def combine(weight: np.ndarray, rows: Any) -> np.ndarray:
-    """Return ``weight @ rows`` on the host, accumulated in float64: the terms may cancel.
+    """Return ``weight @ rows`` on the host in float64, computed in it where that costs little, see `inner_products`.
 
     Args:
       weight: (n,).
@@ -52,10 +52,9 @@ def combine(weight: np.ndarray, rows: Any) -> np.ndarray:
     >>> combine(np.array([1.0, -1.0]), np.array([[1.0, 2.0], [0.5, 1.0]], np.float32)).tolist()
     [0.5, 1.0]
     """
-    total = np.zeros(rows.shape[1])
-    for start in range(0, rows.shape[0], 64):  # a few rows at a time: no copy of them all in float64
-        total += weight[start : start + 64] @ np.asarray(rows[start : start + 64], np.float64)
-    return total
+    if rows.size > EXACT_SIZE:
+        return np.asarray(weight.astype(rows.dtype) @ rows, np.float64)
+    return weight @ np.asarray(rows, np.float64)
 
 
 class Part(NamedTuple):

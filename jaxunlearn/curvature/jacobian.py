@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, cast
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxunlearn import _progress, _repeat, _validate
 from jaxunlearn._types import ApplyFn, Array, Params, PyTree
 from jaxunlearn.curvature.selection import put, take, width
 
+T = TypeVar("T")
 #: ``fn(params, context, example) -> scalar``; the context is shared by all examples.
 ScalarFn: TypeAlias = Callable[[Params, PyTree, PyTree], Array]
 
@@ -83,6 +84,7 @@ class Jacobian:
         examples: PyTree,
         *,
         columns: slice = slice(None),
+        out: np.ndarray | None = None,
         label: str | None = None,
     ) -> Any:
         """Return J, (n, P), or some of its columns: a NumPy array on CPU, else a JAX array.
@@ -91,24 +93,25 @@ class Jacobian:
           params, context: arguments of ``fn``.
           examples: pytree of arrays with one leading axis of n.
           columns: which columns to keep, a slice of step 1.
+          out: on CPU, a NumPy array of the result's shape and dtype to write
+            to, since touching a gigabyte for the first time takes seconds.
           label: what progress is reported as, in examples.
         """
         n, total = _repeat.rows(examples), width(params, self.paths)
         kept = len(range(*columns.indices(total)))
-        on_host = jax.default_backend() == "cpu"  # there NumPy sees device memory; elsewhere keep rows on the device
-        out: Any = None
-        pieces: list[Array] = []
-        for start, stop, chunk in _chunks(examples, self.microbatch_size):
-            block = _repeat.call(_rows, (self,), params, context, chunk)
-            if on_host:
-                host = np.asarray(block)
-                out = np.empty((n, kept), host.dtype) if out is None else out
-                out[start:stop] = host[: stop - start, columns]
-            else:
-                pieces.append(block[: stop - start, columns])
+        pieces = (
+            (start, stop, _repeat.call(_rows, (self,), params, context, chunk))
+            for start, stop, chunk in _chunks(examples, self.microbatch_size)
+        )
+        if jax.default_backend() != "cpu":  # keep rows where they are
+            return jnp.concatenate([block[: stop - start, columns] for start, stop, block in pieces])
+        for start, stop, block in _one_ahead(pieces):  # the next microbatch is computed while one is copied
+            host = np.asarray(block)
+            out = np.empty((n, kept), host.dtype) if out is None else out
+            out[start:stop] = host[: stop - start, columns]
             if label is not None:
                 _progress.report(label, stop, n)
-        return out if on_host else jnp.concatenate(pieces)
+        return out
 
     def times(self, params: Params, context: PyTree, examples: PyTree, direction: Mapping[str, Any]) -> np.ndarray:
         """Return J d, (n,), for a direction given as ``{path: tensor}``, by forward-mode products."""
@@ -180,3 +183,13 @@ def _chunks(examples: PyTree, size: int) -> Iterator[tuple[int, int, PyTree]]:
 
 def _repeat_last(rows: np.ndarray, times: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], times, axis=0)]) if times else rows
+
+
+def _one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """Yield the items, each after the one behind it has been made."""
+    waiting: list[T] = []
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > 1:
+            yield waiting.pop(0)
+    yield from waiting

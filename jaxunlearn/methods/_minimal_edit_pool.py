@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
+import threading
 import weakref
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +14,28 @@ from jaxunlearn import curvature, inference, proxies as sources
 from jaxunlearn._types import Array, Artefact, Model, Problem
 
 
-@dataclasses.dataclass(frozen=True)
-class Proxies:
-    """A pool of proxies with what the original network says of them.
+class Pool(NamedTuple):
+    """Proxies with what the original network says of them.
 
     Attributes:
       x: (N, *input_shape).
-      direction: first less second largest logit of the original, times N^-1/2, (N, C).
-      value: that combination of the original's logits, (N,).
+      logits: of the original network, (N, C).
     """
 
-    x: np.ndarray
-    direction: np.ndarray
-    value: np.ndarray
+    x: Array
+    logits: Array
 
     @property
-    def examples(self) -> tuple[np.ndarray, np.ndarray]:
-        return self.x, self.direction
+    def direction(self) -> np.ndarray:
+        """What is held: the original's first less second largest logit, times N^-1/2, as directions, (N, C)."""
+        order = np.argsort(np.asarray(self.logits), axis=1)
+        eye = np.eye(order.shape[1], dtype=np.float32)
+        held: np.ndarray = (eye[order[:, -1]] - eye[order[:, -2]]) / np.float32(np.sqrt(len(order)))
+        return held
 
     def drift(self, logits: np.ndarray) -> np.ndarray:
         """Return how far the held combinations have moved from the original's, (N,)."""
-        return np.einsum("nc,nc->n", self.direction, logits, dtype=np.float64) - self.value
+        return np.einsum("nc,nc->n", self.direction, logits - np.asarray(self.logits), dtype=np.float64)
 
 
 def default_size(instances: int) -> int:
@@ -50,67 +51,60 @@ def images(problem: Problem) -> Array | None:
     return None if kept is None else jnp.asarray(kept.arrays["x"] if isinstance(kept, Artefact) else kept)
 
 
-def draw(key: Array, state: Any, n: int) -> np.ndarray:
-    """Return n fresh proxies: cut-and-paste images of the instances, half and half with other images if given."""
+def empty(model: Model, n: int) -> Pool:
+    """Return a pool of the right shapes with nothing in it."""
+    return Pool(jnp.zeros((n, *model.spec.input_shape)), jnp.zeros((n, model.spec.num_classes)))
+
+
+def draw(key: Array, state: Any) -> Pool:
+    """Return fresh proxies: cut-and-paste images of the instances, half and half with other images if given."""
     mixed, other = jax.random.split(key)
+    n = len(state.pool.x)
     x = np.asarray(state.forget.x)
     if state.held is not None:
         x = np.concatenate([x, np.asarray(state.held.x)])
     if state.images is None:
-        return sources.cutmix(mixed, x, n)
-    half = max(n // 2, 1)
-    pieces = [sources.cutmix(mixed, x, half), sources.augment(other, state.images, max(n - half, 1))]
-    return np.concatenate(pieces)[:n]
+        made = sources.cutmix(mixed, x, n)
+    else:
+        half = max(n // 2, 1)
+        pieces = [sources.cutmix(mixed, x, half), sources.augment(other, state.images, max(n - half, 1))]
+        made = np.concatenate(pieces)[:n]
+    return Pool(jnp.asarray(made), jnp.asarray(inference.logits(state.original, made, label="proxies")))
 
 
-def proxies(original: Model, pool: Array) -> Proxies:
-    """Return a pool with the original network's answers."""
-    x = np.asarray(pool)
-    logits = inference.logits(original, x, label="proxies")
-    order = np.argsort(logits, axis=1)
-    eye = np.eye(logits.shape[1], dtype=np.float32)
-    direction = (eye[order[:, -1]] - eye[order[:, -2]]) / np.float32(np.sqrt(len(x)))
-    return Proxies(x, direction, np.einsum("nc,nc->n", direction, logits, dtype=np.float64))
-
-
-def linearised_at(state: Any, pool: Proxies) -> curvature.Part:
-    """Return the pool's rows to be: its examples, and the weights at the time it was drawn."""
-    params = curvature.put(state.model.params, state.anchor)
-    return curvature.Part(params, state.model.model_state, pool.examples)
-
-
-class _Latest:
+class _Latest(threading.local):
     """The rows of the latest pool, as long as that pool lives: large, and a pure function of the state."""
 
     def __init__(self) -> None:
-        self.pool: weakref.ref[Any] | None = None
-        self.jacobian: curvature.Jacobian | None = None
-        self.rows: tuple[Any, np.ndarray] | None = None
-
-    def get(self, pool: Any, jacobian: curvature.Jacobian) -> tuple[Any, np.ndarray] | None:
-        same = self.pool is not None and self.pool() is pool and self.jacobian == jacobian
-        return self.rows if same else None
-
-    def set(self, pool: Any, jacobian: curvature.Jacobian, rows: tuple[Any, np.ndarray]) -> None:
-        self.pool, self.jacobian, self.rows = weakref.ref(pool, lambda _: self.clear()), jacobian, rows
+        self.clear()
 
     def clear(self) -> None:
-        self.pool = self.rows = self.jacobian = None
+        self.pool: weakref.ref[Any] | None = None
+        self.jacobian: curvature.Jacobian | None = None
+        self.rows: Any = None
+        self.gram = np.zeros((0, 0))
 
 
 _latest = _Latest()
 
 
-def stored(jacobian: curvature.Jacobian, pool: Array, part: curvature.Part) -> tuple[Any, np.ndarray]:
+def stored(jacobian: curvature.Jacobian, pool: Pool, part: curvature.Part) -> tuple[Any, np.ndarray]:
     """Return the pool's rows and their Gram matrix.
 
-    They are kept until another pool's are wanted or this one is gone, so that
-    a state stays small enough to be saved; a loaded state makes them again.
+    They are kept until another pool's are wanted, this one is gone or `drop_rows`
+    is called, so that a state stays small enough to be saved; a loaded state
+    makes them again.
     """
-    found = _latest.get(pool, jacobian)
-    if found is None:
+    if _latest.pool is None or _latest.pool() is not pool.x or _latest.jacobian != jacobian:
+        old, shape = _latest.rows, (len(pool.x), curvature.width(part.params, jacobian.paths))
+        usable = isinstance(old, np.ndarray) and old.shape == shape and old.dtype == np.float32
         _latest.clear()
-        rows = jacobian.rows(*part, label="curvature")
-        found = rows, curvature.inner_products(rows)
-        _latest.set(pool, jacobian, found)
-    return found
+        _latest.rows = jacobian.rows(*part, out=old if usable else None, label="curvature")
+        _latest.gram = curvature.inner_products(_latest.rows)
+        _latest.pool, _latest.jacobian = weakref.ref(pool.x, lambda _: _latest.clear()), jacobian
+    return _latest.rows, _latest.gram
+
+
+def drop_rows() -> None:
+    """Let go of what `stored` keeps: the run is over."""
+    _latest.clear()

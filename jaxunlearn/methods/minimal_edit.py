@@ -60,7 +60,7 @@ class State:
       original: the one whose answers on proxies are held.
       forget: instances to forget; held: instances forgotten earlier, or None.
       images: images of the user's or from inversion to draw proxies from, or None.
-      pool: current proxies, (N, *input_shape).
+      pool: current proxies.
       anchor: edited tensors at which the proxies were linearised.
       t: steps taken.
       boost: factor on the damping, raised while steps fall short of what they promise.
@@ -73,7 +73,7 @@ class State:
     forget: Batch
     held: Batch | None
     images: Array | None
-    pool: Array
+    pool: pools.Pool
     anchor: Mapping[str, Array]
     t: Array
     boost: Array
@@ -124,7 +124,7 @@ class MinimalEdit:
             forget=forget,
             held=held,
             images=pools.images(problem),
-            pool=jnp.zeros((n, *model.spec.input_shape), forget.x.dtype),
+            pool=pools.empty(model, n),
             anchor=curvature.take(model.params, paths),
             t=jnp.zeros((), jnp.int32),
             boost=jnp.ones(()),
@@ -137,7 +137,8 @@ class MinimalEdit:
         return state.model
 
     def extras(self, state: State) -> dict[str, Any]:
-        return {"proxies": np.asarray(state.pool[:16])}
+        pools.drop_rows()
+        return {"proxies": np.asarray(state.pool.x[:16])}
 
     def draws(self, state: State) -> Draws:
         """Give every step the whole forget set."""
@@ -147,23 +148,19 @@ class MinimalEdit:
         """Solve one linearised programme and move the weights; on the host, in float64 where it matters."""
         t = int(state.t)
         if t % self.config.refresh_every == 0:
-            state = dataclasses.replace(
-                state,
-                pool=jnp.asarray(pools.draw(key, state, len(state.pool))),
-                anchor=curvature.take(state.model.params, tuple(state.anchor)),
-            )
+            anchor = curvature.take(state.model.params, tuple(state.anchor))
+            state = dataclasses.replace(state, pool=pools.draw(key, state), anchor=anchor)
         instances = constraints.join(batch, state.held, state.goal)
-        pool = pools.proxies(state.original, state.pool)
-        n = len(pool.x)
-        logits = inference.logits(state.model, np.concatenate([pool.x, instances.x]), label="proxies")
+        n = len(state.pool.x)
+        logits = inference.logits(state.model, np.concatenate([state.pool.x, instances.x]), label="proxies")
         share = float(state.hparams["fraction"]) if t < self.config.steps else 1.0
         rows = constraints.linearise(
             logits[n:], instances, towards=self.config.towards, margin=float(state.hparams["margin"]), share=share
         )
-        drift = pool.drift(logits[:n])
+        drift = state.pool.drift(logits[:n])
         state = dataclasses.replace(state, boost=self._boost(state, rows.margin.max()))
         try:
-            move, change = self._solve(state, pool, rows, drift)
+            move, change = self._solve(state, rows, drift)
         except curvature.InfeasibleError as error:
             raise constraints.contradiction(error, rows, instances, n) from None
         model = state.model
@@ -193,15 +190,14 @@ class MinimalEdit:
         short = largest - promised > SHORTFALL * max(before - promised, float(state.hparams["margin"]))
         return jnp.asarray(state.boost * RAISE if short else jnp.maximum(state.boost / 2, 1.0), jnp.float32)
 
-    def _solve(
-        self, state: State, pool: pools.Proxies, rows: constraints.Rows, drift: np.ndarray
-    ) -> tuple[Mapping[str, Array], np.ndarray]:
+    def _solve(self, state: State, rows: constraints.Rows, drift: np.ndarray) -> tuple[Mapping[str, Array], np.ndarray]:
         """Return the edit and the predicted change of the constrained margins."""
         model, paths = state.model, tuple(state.anchor)
         jacobian = curvature.Jacobian(curvature.LogitDirection(model.apply_fn), paths, self.microbatch_size)
-        there = pools.linearised_at(state, pool)
+        anchored = curvature.put(model.params, state.anchor)
+        there = curvature.Part(anchored, model.model_state, (state.pool.x, state.pool.direction))
         here = curvature.Part(model.params, model.model_state, rows.examples)
-        n = len(pool.x)
+        n = len(state.pool.x)
         row_bytes = self.row_bytes or curvature.memory_for_rows()
         if 4 * n * curvature.width(model.params, paths) <= row_bytes:
             proxy_rows, proxy_gram = pools.stored(jacobian, state.pool, there)
