@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -97,10 +98,10 @@ def config_of(spec: Any, args: argparse.Namespace) -> Any:
     try:
         return _config.from_mapping(spec.Config, given, base=base)
     except (ValueError, TypeError) as error:
+        # The first word of the message is the field; elsewhere only a name with a "_" cannot be an English word.
         message = str(error)
         for name in names:
-            if message.startswith(f"{name} "):
-                message = flag(name) + message.removeprefix(name)
+            message = re.sub(rf"\b{name}\b" if "_" in name else rf"^{name}\b", flag(name), message)
         raise _errors.UserError(message) from error
 
 

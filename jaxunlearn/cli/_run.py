@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -245,10 +246,18 @@ def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> None:
             parent = parent.parent
         try:
             with tempfile.NamedTemporaryFile(dir=parent, prefix=".jaxunlearn-") as probe:
-                probe.write(b"\0" * 65536)
+                probe.write(b"\0" * 4096)
                 probe.flush()
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(parent)) from error
+
+
+def write(out: str | os.PathLike[str], record: report.RunRecord, *, overwrite: bool) -> Path:
+    """Write a run folder and return its path; a disk that is full by now is a `UserError`, and leaves nothing."""
+    try:
+        return report.write_run(out, record, overwrite=overwrite)
+    except OSError as error:
+        raise _errors.UserError(f"cannot write {out}: {error.strerror or error}") from error
 
 
 @contextmanager

@@ -105,7 +105,7 @@ def _forget(request: _run.Request, method: str, before: _run.Measured, command: 
 
 def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
     out = Path(os.path.abspath(args.out))
-    folders = [report.write_run(out / record.method, record, overwrite=args.overwrite) for record in records]
+    folders = [_run.write(out / record.method, record, overwrite=args.overwrite) for record in records]
     print()
     _output.summary(records)
     print()

@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("jaxunlearn: interrupted; nothing was written", file=sys.stderr)
         return _errors.INTERRUPTED
+    except RuntimeError as error:  # jax's class for it is one; jax itself may not be imported here
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _fail(f"out of memory (a smaller batch may fit, see --help): {error}")
     except SystemExit as leaving:  # argparse, after --help and --version
         return leaving.code if isinstance(leaving.code, int) else _errors.OK
 

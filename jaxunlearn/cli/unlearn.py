@@ -137,7 +137,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         record = _run.run(request, problem, spec, config, before, deep=args.depth, **about)
     if record.result.stop_reason == "interrupted" and record.result.steps == 0:
         raise KeyboardInterrupt
-    return _tell(record, report.write_run(args.out, record, overwrite=args.overwrite))
+    return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))
 
 
 def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:
