@@ -130,7 +130,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         groups.setdefault(identity(row | {"seed": None}), []).append(row)
     lines = [
-        "| network | goal | k | proxies | seeds | D_f max | D_r mean, min | D_test mean, min | lost | mirror | s, CPU|",
+        "| net | goal | k | proxies | seeds | max D_f | D_r mean, min | D_test mean, min | lost | mirror | s, CPU |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in groups.values():

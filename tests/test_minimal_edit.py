@@ -11,7 +11,6 @@ import pytest
 
 from jaxunlearn import _config, curvature, loop, methods, testing
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem
-from jaxunlearn.methods import minimal_edit
 from jaxunlearn.methods.minimal_edit import MinimalEdit
 
 SPEC = methods.get("minimal-edit")
@@ -239,12 +238,44 @@ def test_earlier_requests_stay_forgotten():
     assert margins(undone.model, halves[0]).max() > 0  # what this request does without them
     result = run(second)
     assert margins(result.model, both.forget).max() <= -0.5 + 1e-2
-    state = result.state.inner
-    assert state.original is both.model
+    assert result.state.inner.original is both.model
+
+
+def test_mirror_images_are_forgotten_where_asked():
+    problem = testing.tiny_problem(5)
+    mirrored = problem.forget._replace(x=problem.forget.x[:, :, ::-1])
+    public = dict(public=problem.public)
+    plain, deep = (run(dataclasses.replace(problem, **public), depth=depth) for depth in ("none", "mirror"))
+    assert margins(plain.model, mirrored).max() > 0
+    assert margins(deep.model, mirrored).max() < 0
+    assert deep.stop_reason == "forgotten"
+    copies = deep.state.inner.copies
+    np.testing.assert_array_equal(copies.x, mirrored.x)
+    assert copies.owner.tolist() == list(range(8))
+
+
+def test_copies_grow_by_violated_ones_and_stay_within_their_room():
+    problem = testing.tiny_problem(6)
+    unlearner = MinimalEdit(SPEC.Config(depth="full", copies=6, steps=3, proxies=32))
+    state = unlearner.prepare(jax.random.key(0), problem, _config.traced(unlearner.config))
+    assert (state.copies.owner == -1).all()
+    for t in range(4):
+        state, _ = unlearner.step(jax.random.key(t), state, state.forget)
+        owner = np.asarray(state.copies.owner)
+        assert np.bincount(owner[owner >= 0], minlength=8).max() <= min(2 * (t + 1), 6)
+    used = owner >= 0
+    assert used.any()
     assert (
-        minimal_edit.constraints.join(state.forget, state.held, "misclassify").position.tolist()
-        == [0, 1, 2, 3] + [-1] * 4
+        len({(i, image.tobytes()) for i, image in zip(owner[used], np.asarray(state.copies.x)[used], strict=True)})
+        == used.sum()
     )
+
+
+def test_relabelled_copies_get_the_target_too():
+    problem = testing.tiny_problem(7, goal="relabel", k=3)
+    result = run(problem, depth="mirror", finishing_steps=8)
+    predicted = np.asarray(jnp.argmax(result.model(problem.forget.x[:, :, ::-1]), axis=1))
+    assert (predicted == np.asarray(problem.forget.target)).all()
 
 
 def test_drift_is_measured_against_the_original():

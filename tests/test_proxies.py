@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import io
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +15,8 @@ from hypothesis import given, settings, strategies as st
 from jaxunlearn import proxies
 from jaxunlearn._types import Model, ModelSpec
 from jaxunlearn.proxies import inversion
+
+copies_module = importlib.import_module("jaxunlearn.proxies.copies")
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,74 @@ def test_number_and_sources_are_checked(images):
         proxies.cutmix(jax.random.key(0), images, 0)
     with pytest.raises(ValueError, match="no rows"):
         proxies.augment(jax.random.key(0), images[:0], 2)
+
+
+# Copies
+
+
+@pytest.fixture(scope="module")
+def picture():
+    rng = np.random.default_rng(3)
+    smooth = jax.image.resize(rng.uniform(0.2, 0.8, size=(2, 6, 6, 3)), (2, 32, 32, 3), "cubic")
+    return np.clip(np.asarray(smooth, np.float32), 0, 1)
+
+
+def family(name, picture, n=40, monkeypatch=None):
+    monkeypatch.setitem(copies_module.DEPTHS, "full", (name,))
+    return proxies.copies(jax.random.key(0), picture, n, "full")
+
+
+def test_mirrored_and_shifted_copies_are_moved_pixels(picture, monkeypatch):
+    np.testing.assert_array_equal(family("mirrored", picture, 1, monkeypatch)[0], picture[:, :, ::-1])
+    shifts = {(dy, dx): np.roll(picture[0], (dy, dx), (0, 1)).tobytes() for dy in range(-4, 5) for dx in range(-4, 5)}
+    seen = {image.tobytes() for image in family("shifted", picture, 200, monkeypatch)[:, 0]}
+    assert seen <= set(shifts.values())
+    assert len(seen) > 60
+    cropped = family("cropped", picture, 5, monkeypatch)
+    assert np.isin(cropped, picture).all()
+
+
+def test_noise_has_the_deviation_it_says(picture, monkeypatch):
+    deviation = (family("noisy", picture, 100, monkeypatch) - picture[None]).std(axis=(2, 3, 4)) * 255
+    assert deviation.max() < 13
+    assert 4 < deviation.mean() < 8  # uniform up to 12
+
+
+def test_rotation_turns_by_up_to_twelve_degrees(picture, monkeypatch):
+    scipy_rotate = pytest.importorskip("scipy.ndimage").rotate
+    made = family("rotated", picture, 30, monkeypatch)[:, 0]
+    for degrees in (-12, -6, 0, 6, 12):
+        reference = scipy_rotate(picture[0], degrees, reshape=False, order=1, mode="nearest")
+        errors = np.abs(made - reference[None]).mean(axis=(1, 2, 3))
+        if degrees:
+            assert errors.min() < 0.5 * np.abs(picture[0] - reference).mean()
+    assert np.abs(made - picture[:1]).mean(axis=(1, 2, 3)).max() > 0.01
+
+
+def test_compression_looks_like_jpeg(picture, monkeypatch):
+    Image = pytest.importorskip("PIL.Image")
+    grey = picture[..., :1] + np.random.default_rng(0).normal(0, 0.04, (2, 32, 32, 1))
+    grey = np.clip(grey, 0, 1).astype(np.float32)
+    made = family("compressed", grey, 60, monkeypatch)[:, 0]
+    file = io.BytesIO()
+    Image.fromarray((grey[0, ..., 0] * 255).round().astype(np.uint8)).save(file, "JPEG", quality=60)
+    jpeg = np.asarray(Image.open(file), np.float32)[..., None] / 255
+    far, near = np.abs(grey[0] - jpeg).mean(), np.abs(made - jpeg[None]).mean(axis=(1, 2, 3))
+    assert near.min() < 0.35 * far  # one of the drawn qualities is near this one
+
+
+def test_copies_stay_in_the_box_and_mix_the_families(picture):
+    made = proxies.copies(jax.random.key(1), picture, 30, "full")
+    assert made.shape == (30, 2, 32, 32, 3)
+    assert made.min() >= 0
+    assert made.max() <= 1
+    kept = np.isin(made, picture).all(axis=(2, 3, 4)).mean()
+    assert 0.25 < kept < 0.75  # half of the families move pixels only
+    np.testing.assert_array_equal(made[:3], proxies.copies(jax.random.key(1), picture, 3, "full"))
+    with pytest.raises(ValueError, match="depth must be one of 'mirror', 'crops', 'full'; got 'none'"):
+        proxies.copies(jax.random.key(0), picture, 1, "none")
+    with pytest.raises(ValueError, match=r"x must be images .* got shape \(2, 5\)"):
+        proxies.copies(jax.random.key(0), np.zeros((2, 5)), 1, "mirror")
 
 
 # Inversion

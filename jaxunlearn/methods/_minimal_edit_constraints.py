@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ class Instances(NamedTuple):
       target: label to get, or -1: any other, (k,).
       barred: classes that the instance may not be given, k sets.
       position: place in the forget set, or -1 for an instance of an earlier request.
+      margin: how far past the boundary it must lie, (k,).
     """
 
     x: np.ndarray
@@ -30,6 +31,7 @@ class Instances(NamedTuple):
     target: np.ndarray
     barred: tuple[frozenset[int], ...]
     position: np.ndarray
+    margin: np.ndarray
 
 
 class Rows(NamedTuple):
@@ -74,26 +76,49 @@ def check(forget: Batch, goal: str) -> None:
             )
 
 
-def join(forget: Batch, held: Batch | None, goal: str) -> Instances:
-    """Put the instances of a request and the ones forgotten earlier side by side.
+def join(
+    forget: Batch, held: Batch | None, copies: tuple[Any, Any] | None, goal: str, *, margin: float, depth_margin: float
+) -> Instances:
+    """Put the instances of a request, those forgotten earlier and copies of the former side by side.
 
     A held instance with a target keeps that target, one without any other
-    label. Copies of one image share their lost labels: none may get another's.
+    label. Equal images share their lost labels: none may get another's.
     """
     x, y, index = np.asarray(forget.x), np.asarray(forget.y), np.asarray(forget.index)
     target = np.asarray(forget.target) if goal == "relabel" else np.full(len(x), -1)
+    parts: list[tuple[Any, ...]] = [(x, y, target, index, np.full(len(x), margin))]
     if held is not None:
-        x, y = np.concatenate([x, np.asarray(held.x)]), np.concatenate([y, np.asarray(held.y)])
-        target = np.concatenate([target, np.asarray(held.target)])
-        index = np.concatenate([index, np.full(len(held.y), -1)])
+        old = len(held.y)
+        parts.append((held.x, held.y, held.target, np.full(old, -1), np.full(old, margin)))
+    if copies is not None:
+        used = np.flatnonzero(np.asarray(copies[1]) >= 0)
+        own = np.asarray(copies[1])[used]
+        parts.append((np.asarray(copies[0])[used], y[own], target[own], index[own], np.full(len(own), depth_margin)))
+    x, y, target, index, margins = (
+        np.concatenate([np.asarray(a) for a in column]) for column in zip(*parts, strict=True)
+    )
     lost: dict[bytes, set[int]] = {}
     names = [image.tobytes() for image in x]
     for name, label in zip(names, y, strict=True):
         lost.setdefault(name, set()).add(int(label))
-    return Instances(x, y, target, tuple(frozenset(lost[name]) for name in names), index)
+    return Instances(x, y, target, tuple(frozenset(lost[name]) for name in names), index, margins)
 
 
-def linearise(logits: np.ndarray, instances: Instances, *, towards: str, margin: float, share: float) -> Rows:
+def largest_margin(logits: np.ndarray, y: np.ndarray, target: np.ndarray) -> np.ndarray:
+    """Return by how much each instance is not yet where it should be, (k,): negative once it is.
+
+    Where there is a target, the strongest other logit less the target's; else
+    the label's less the strongest other.
+    """
+    rows = np.arange(len(logits))
+    kept = np.where(target >= 0, target, y)
+    own, others = logits[rows, kept], logits.copy()
+    others[rows, kept] = -np.inf
+    lead: np.ndarray = own - others.max(axis=1)
+    return np.where(target >= 0, -lead, lead)
+
+
+def linearise(logits: np.ndarray, instances: Instances, *, towards: str, share: float) -> Rows:
     """Return the constraints at the current logits, (k, C).
 
     Misclassify: the label against the strongest class that is not barred
@@ -133,9 +158,9 @@ def linearise(logits: np.ndarray, instances: Instances, *, towards: str, margin:
             direction = eye[label] - (weight / weight.sum()).astype(np.float32) @ eye[others]
         add(i, direction, z[label] - z[best])
 
-    value = np.array(margins)
-    required = np.where(value > -margin, share * (value + margin), value + margin)
-    which = np.array(owner)
+    value, which = np.array(margins), np.array(owner)
+    missing = value + instances.margin[which]
+    required = np.where(missing > 0, share * missing, missing)
     return Rows(instances.x[which], np.stack(directions), value, required, which)
 
 

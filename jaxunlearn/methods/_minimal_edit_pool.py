@@ -57,18 +57,23 @@ def empty(model: Model, n: int) -> Pool:
 
 
 def draw(key: Array, state: Any) -> Pool:
-    """Return fresh proxies: cut-and-paste images of the instances, half and half with other images if given."""
+    """Return fresh proxies: cut-and-paste images of the instances, half and half with other images if given.
+
+    Where versions of the instances are to be forgotten, too, other images
+    only: cut-and-paste images would hold the neighbourhood to its old answer.
+    """
     mixed, other = jax.random.split(key)
     n = len(state.pool.x)
-    x = np.asarray(state.forget.x)
-    if state.held is not None:
-        x = np.concatenate([x, np.asarray(state.held.x)])
-    if state.images is None:
-        made = sources.cutmix(mixed, x, n)
-    else:
-        half = max(n // 2, 1)
-        pieces = [sources.cutmix(mixed, x, half), sources.augment(other, state.images, max(n - half, 1))]
-        made = np.concatenate(pieces)[:n]
+    cut = n if state.images is None else 0 if state.copies is not None else max(n // 2, 1)
+    pieces = []
+    if cut:
+        x = np.asarray(state.forget.x)
+        if state.held is not None:
+            x = np.concatenate([x, np.asarray(state.held.x)])
+        pieces.append(sources.cutmix(mixed, x, cut))
+    if cut < n:
+        pieces.append(sources.augment(other, state.images, n - cut))
+    made = np.concatenate(pieces)
     return Pool(jnp.asarray(made), jnp.asarray(inference.logits(state.original, made, label="proxies")))
 
 

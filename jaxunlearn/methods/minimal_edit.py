@@ -19,7 +19,12 @@ import numpy as np
 from jaxunlearn import curvature, inference
 from jaxunlearn._config import BaseConfig, hparam
 from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem
-from jaxunlearn.methods import _minimal_edit_constraints as constraints, _minimal_edit_pool as pools
+from jaxunlearn.methods import (
+    _minimal_edit_constraints as constraints,
+    _minimal_edit_depth as deep,
+    _minimal_edit_pool as pools,
+)
+from jaxunlearn.proxies import DEPTHS
 
 #: A step falls short if this share of what it promised is missing; then the damping grows by the factor below.
 SHORTFALL, RAISE = 0.3, 10.0
@@ -47,6 +52,15 @@ class Config(BaseConfig):
         "misclassify: towards the strongest other class, or away from the label whatever comes",
         choices=("runner-up", "any"),
     )
+    depth: str = hparam(
+        "none",
+        "what else is forgotten: the mirror image; random crops and shifts; noisy, rotated, compressed versions, too",
+        choices=tuple(DEPTHS),
+    )
+    copies: int = hparam(32, "versions of an instance that become constraints, at most", unit="images", low=1)
+    depth_margin: float = hparam(
+        3.0, "how far past the boundary such a version must lie", traced=True, unit="logits", low=0.0
+    )
     layers: str = hparam("", "globs of the tensors to edit, joined by commas (layer3*/kernel); empty: every kernel")
 
 
@@ -59,6 +73,7 @@ class State:
       model: the current classifier.
       original: the one whose answers on proxies are held.
       forget: instances to forget; held: instances forgotten earlier, or None.
+      copies: versions of them that are constraints, too, or None.
       images: images of the user's or from inversion to draw proxies from, or None.
       pool: current proxies.
       anchor: edited tensors at which the proxies were linearised.
@@ -72,6 +87,7 @@ class State:
     original: Model
     forget: Batch
     held: Batch | None
+    copies: deep.Copies | None
     images: Array | None
     pool: pools.Pool
     anchor: Mapping[str, Array]
@@ -101,7 +117,9 @@ class MinimalEdit:
     @property
     def phases(self) -> tuple[Phase, ...]:
         steps = self.config.steps
-        return (Phase(self.step, self.draws, steps + self.config.finishing_steps, jit=False, min_steps=steps + 1),)
+        most = steps + self.config.finishing_steps
+        least = steps + 1 if self.config.depth == "none" else most  # copies go on appearing after the images are met
+        return (Phase(self.step, self.draws, most, jit=False, min_steps=least),)
 
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Check the instances against each other; the proxies are drawn by the first step.
@@ -123,6 +141,7 @@ class MinimalEdit:
             original=problem.artefacts.get("original", model),
             forget=forget,
             held=held,
+            copies=None if self.config.depth == "none" else deep.none_yet(forget, self._copies),
             images=pools.images(problem),
             pool=pools.empty(model, n),
             anchor=curvature.take(model.params, paths),
@@ -150,13 +169,21 @@ class MinimalEdit:
         if t % self.config.refresh_every == 0:
             anchor = curvature.take(state.model.params, tuple(state.anchor))
             state = dataclasses.replace(state, pool=pools.draw(key, state), anchor=anchor)
-        instances = constraints.join(batch, state.held, state.goal)
+        margins = {name: float(state.hparams[name]) for name in ("margin", "depth_margin")}
+        if state.copies is not None:
+            copies = deep.grow(
+                jax.random.fold_in(key, 1),
+                state,
+                depth=self.config.depth,
+                at_most=-(-self._copies // max(self.config.steps, 1)),
+                margin=margins["depth_margin"],
+            )
+            state = dataclasses.replace(state, copies=copies)
+        instances = constraints.join(batch, state.held, state.copies, state.goal, **margins)
         n = len(state.pool.x)
         logits = inference.logits(state.model, np.concatenate([state.pool.x, instances.x]), label="proxies")
         share = float(state.hparams["fraction"]) if t < self.config.steps else 1.0
-        rows = constraints.linearise(
-            logits[n:], instances, towards=self.config.towards, margin=float(state.hparams["margin"]), share=share
-        )
+        rows = constraints.linearise(logits[n:], instances, towards=self.config.towards, share=share)
         drift = state.pool.drift(logits[:n])
         state = dataclasses.replace(state, boost=self._boost(state, rows.margin.max()))
         try:
@@ -177,6 +204,10 @@ class MinimalEdit:
         promise = jnp.array([info["largest_margin"], info["predicted_margin"]], jnp.float32)
         state = dataclasses.replace(state, model=model, t=state.t + 1, promise=promise)
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in info.items()}
+
+    @property
+    def _copies(self) -> int:
+        return 1 if self.config.depth == "mirror" else self.config.copies
 
     def _paths(self, model: Model) -> tuple[str, ...]:
         patterns = [pattern.strip() for pattern in self.config.layers.split(",") if pattern.strip()]
