@@ -1,4 +1,4 @@
-from jaxunlearn import (
+from . import (
     adapters as adapters,
     attacks as attacks,
     audits as audits,
