@@ -1,24 +1,3 @@
-from . import (
-    adapters as adapters,
-    attacks as attacks,
-    audits as audits,
-    checkpoint as checkpoint,
-    convert as convert,
-    curvature as curvature,
-    data as data,
-    importance as importance,
-    inference as inference,
-    loop as loop,
-    losses as losses,
-    methods as methods,
-    models as models,
-    proxies as proxies,
-    report as report,
-    sharding as sharding,
-    testing as testing,
-    training as training,
-    transforms as transforms,
-)
 from jaxunlearn._config import BaseConfig as BaseConfig, hparam as hparam
 from jaxunlearn._types import (
     Artefact as Artefact,
@@ -41,6 +20,28 @@ from jaxunlearn.transforms import (
     freeze as freeze,
     freeze_paths as freeze_paths,
     masked_regularization as masked_regularization,
+)
+
+from . import (
+    adapters as adapters,
+    attacks as attacks,
+    audits as audits,
+    checkpoint as checkpoint,
+    convert as convert,
+    curvature as curvature,
+    data as data,
+    importance as importance,
+    inference as inference,
+    loop as loop,
+    losses as losses,
+    methods as methods,
+    models as models,
+    proxies as proxies,
+    report as report,
+    sharding as sharding,
+    testing as testing,
+    training as training,
+    transforms as transforms,
 )
 
 __version__: str
