@@ -11,6 +11,7 @@ import pytest
 
 from jaxunlearn import _config, curvature, loop, methods, testing
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem
+from jaxunlearn.methods import _minimal_edit_constraints as constraints
 from jaxunlearn.methods.minimal_edit import MinimalEdit
 
 SPEC = methods.get("minimal-edit")
@@ -130,6 +131,18 @@ def test_first_steps_ask_for_a_share_of_the_way():
     largest = result.history["largest_margin"]
     np.testing.assert_allclose(largest[1] + 0.4, (before + 0.4) * 0.5, rtol=1e-3)
     np.testing.assert_allclose(largest[2] + 0.4, (before + 0.4) * 0.25, rtol=1e-3)
+
+
+def test_a_met_constraint_may_give_back_what_it_has_beyond_the_margin():
+    forget = Batch.of(np.zeros((3, 1)), [0, 0, 0])
+    instances = constraints.join(forget, None, None, "misclassify", margin=0.5, depth_margin=3.0)
+    logits = np.array([[1.0, 0.0], [-2.0, 0.0], [-0.2, 0.0]])
+    rows = constraints.linearise(logits, instances, towards="runner-up", share=0.6)
+    np.testing.assert_allclose(rows.required, [0.6 * 1.5, -1.5, 0.6 * 0.3])
+    copies = (np.zeros((2, 1)), np.array([2, -1]))
+    with_copy = constraints.join(forget, None, copies, "misclassify", margin=0.5, depth_margin=3.0)
+    assert with_copy.margin.tolist() == [0.5, 0.5, 0.5, 3.0]
+    assert with_copy.position.tolist() == [0, 1, 2, 2]
 
 
 def test_finishing_steps_are_walked_even_when_all_is_forgotten_early():
