@@ -156,13 +156,13 @@ def table(rows: list[dict[str, Any]]) -> str:
             everything = [row for run, row in by_run.items() if (run.preset, run.method) == (preset, method)]
             if not everything:
                 continue
+            theirs = AUTHORS[method] if preset == "published" else ()
             for which in SETS:
                 group = [row for row in everything if row["set"] == which]
-                authors = _percent(AUTHORS[method][0]) if which == "listed" else "-"
+                authors = _percent(theirs[0]) if theirs and which == "listed" else "-"
                 if group:
                     lines.append(line(preset, method, f"{which} (n={len(group)})", group, authors))
-            others = "; ".join(map(_percent, AUTHORS[method][1:]))
-            authors = f"two other random sets: {others}; mean of three: {_percent(_means(AUTHORS[method]))}"
+            authors = f"two other random sets: {'; '.join(map(_percent, theirs[1:]))}" if theirs else "-"
             lines.append(line(preset, method, f"all (n={len(everything)})", everything, authors))
     lines += ["", *_paired(by_run), "", *_far(by_run)]
     before = {row["set"]: row["before"] for row in rows}
@@ -204,7 +204,7 @@ def _paired(by_run: dict[Run, dict[str, Any]]) -> list[str]:
             lines.append(
                 f"| {preset} | {n} | {spread(points['retain'])} | {spread(points['test'])} | {each} | {authors} |"
             )
-    return lines
+    return lines if len(lines) > 2 else ["ADV+IMP - ADV: no pair of runs yet that both reached D_f = 0."]
 
 
 def _far(by_run: dict[Run, dict[str, Any]]) -> list[str]:
@@ -222,10 +222,6 @@ def _far(by_run: dict[Run, dict[str, Any]]) -> list[str]:
 
 def _percent(pair: tuple[float, ...]) -> str:
     return " / ".join(f"{value:.1f}" for value in pair)
-
-
-def _means(pairs: tuple[tuple[float, float], ...]) -> tuple[float, ...]:
-    return tuple(statistics.fmean(column) for column in zip(*pairs, strict=True))
 
 
 def spread(values: list[float]) -> str:

@@ -37,6 +37,8 @@ from jaxunlearn._types import Batch, Problem
 
 WHO = ("ours", "torch published", "torch tuned")
 WHAT = ("attack", "job")
+#: Share of the cores' time that other processes may use during a run that counts.
+QUIET = 0.05
 
 
 def nchw(images: Any) -> torch.Tensor:
@@ -143,6 +145,23 @@ def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
+def others_clock() -> Callable[[], float | None]:
+    """Return a function that tells the CPU seconds that other processes have used so far; None where unknown.
+
+    One busy neighbour makes PyTorch's spinning threads wait for each other: with
+    eight the attack took 30 times as long on two threads as on one.
+    """
+
+    def tell() -> float | None:
+        stat = Path("/proc/stat")
+        if not stat.exists():
+            return None
+        user, nice, system, _, _, irq, soft, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
+        return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+    return tell
+
+
 def compile_clock() -> Callable[[], float]:
     """Listen to JAX and return a function that tells the seconds spent compiling (trace to binary) so far."""
     spent = [0.0]
@@ -243,19 +262,18 @@ def main(argv: list[str] | None = None) -> None:
         {"k": 16, "draws": 20, "iterations": 100, "rounds": 3},
     )
     settings = {name: getattr(args, name) or default for name, default in (small if args.quick else full).items()}
+    flags = " ".join(f"--{name} {value}" for name, value in settings.items())
     rounds = settings.pop("rounds")
     threads = limit_cores(args.threads)
     now = datetime.datetime.now(datetime.UTC)
     kept: dict[str, Any] = {
-        "command": " ".join(
-            ["python -m experiments.benchmarks.compare_torch", *(sys.argv[1:] if argv is None else argv)]
-        ),
+        "command": f"python -m experiments.benchmarks.compare_torch {flags}",
         "date": now.isoformat(timespec="seconds"),
         "hardware": hardware(threads),
         "settings": settings | {"network": "cifar_resnet20", "method": "adv-imp", "preset": "published"},
     }
 
-    compiling = compile_clock()
+    compiling, others = compile_clock(), others_clock()
     bench = Bench(**settings)
     began = time.perf_counter()
     bench.warm_up()
@@ -264,12 +282,19 @@ def main(argv: list[str] | None = None) -> None:
     for n in range(rounds):
         for what in WHAT:
             for who in WHO[n % 3 :] + WHO[: n % 3]:
-                before = compiling()
+                before, began, not_ours = compiling(), time.perf_counter(), others()
                 run = {"round": n, "seed": n, "what": what, "who": who} | bench.run(who, what, seed=n)
-                runs.append(run | {"compile_seconds": compiling() - before if who == "ours" else 0.0})
+                run["compile_seconds"] = compiling() - before if who == "ours" else 0.0
+                if not_ours is not None:
+                    available = threads * (time.perf_counter() - began)
+                    run["others_share"] = max((others() or 0.0) - not_ours, 0.0) / available
+                runs.append(run)
                 print(f"round {n + 1} of {rounds}, {what}, {who}: {run['seconds']:.2f} s", file=sys.stderr)
     kept["summary"] = summary(runs)
     print(table(kept["summary"], kept["warm_up"]["compile_seconds"]))
+    kept["others_share"] = max(run.get("others_share", 0.0) for run in runs)
+    if kept["others_share"] > QUIET:
+        print(f"\nNOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")
 
     name = f"compare_torch{'_quick' if args.quick else ''}_{now:%Y%m%dT%H%M%S}.json"
     out = args.out or Path(__file__).parent / "results" / name
