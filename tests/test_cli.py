@@ -174,7 +174,7 @@ def test_depth_is_measured_when_asked(weights, tmp_path, monkeypatch):
     seen: list[report.RunRecord] = []
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--method", "neggrad"]
     argv += ["--learning-rate", "0.003", "--forget", "2,57", "--quiet"]
-    assert main([*argv, "--out", str(tmp_path / "a"), "--depth"]) == 0
+    assert main([*argv, "--out", str(tmp_path / "a"), "--measure-depth"]) == 0
     assert main([*argv, "--out", str(tmp_path / "b")]) == 0
     assert [record.depth for record in seen] == [{"recognised": {}, "images": 2}, None]
     assert "depth" in seen[0].seconds

@@ -96,7 +96,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         help="measure the retain and the test set on N instances each, a fixed random choice; default: all",
     )
     group.add_argument(
-        "--depth",
+        "--measure-depth",
         action="store_true",
         help="measure how deep it goes, too: mirrored, shifted and noisy versions of the images, small perturbations, "
         "relearning",
@@ -134,7 +134,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     with _progress.shown(quiet=args.quiet):
         before = _run.Measured(request.model, request, when="before")
         about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
-        record = _run.run(request, problem, spec, config, before, deep=args.depth, **about)
+        record = _run.run(request, problem, spec, config, before, deep=args.measure_depth, **about)
     if record.result.stop_reason == "interrupted" and record.result.steps == 0:
         raise KeyboardInterrupt
     return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))
