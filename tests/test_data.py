@@ -143,10 +143,24 @@ def test_tfds_without_an_id_feature_is_named_by_position(tmp_path):
     assert parse_forget("59,train_3", source, seed=0).tolist() == [59, 3]
 
 
-def test_tfds_leaves_the_loggers_level_alone(toys):
-    before = logging.getLogger("absl").level
-    toys.images([0])
-    assert logging.getLogger("absl").level == before
+def test_tfds_leaves_the_loggers_level_alone(tmp_path):
+    write_tfds(tmp_path)
+    logger = logging.getLogger("absl")
+    before = logger.level
+    try:
+        logger.setLevel(17)
+        open_source("tfds:toys", str(tmp_path)).images([0])
+        assert logger.level == 17
+    finally:
+        logger.setLevel(before)
+
+
+def test_tfds_images_are_decoded_once(tmp_path, monkeypatch):
+    write_tfds(tmp_path)
+    source = open_source("tfds:toys", str(tmp_path))
+    first = source.images([3, 70, 3])
+    monkeypatch.setattr(source.read, "_sources", {})  # nothing is left to decode from
+    np.testing.assert_array_equal(source.images([70, 3]), first[1:])
 
 
 def test_tfds_is_opened_once_a_process(tmp_path):
@@ -320,6 +334,14 @@ def test_any_spelling_of_ids_gives_their_rows(rows, data):
         for row in rows
     ]
     assert parse_forget(",".join(spellings), source, seed=0).tolist() == rows
+
+
+def test_a_number_that_ends_two_ids_stands_for_neither():
+    ids = np.array(["cat_1", "dog_1", "dog_2", "7"])
+    splits = {"train": np.arange(4)}
+    source = Source(**{**vars_of(SPELLING), "ids": ids, "labels": np.zeros(4, np.int32), "splits": splits})
+    assert parse_forget("dog_1,2,7", source, seed=0).tolist() == [1, 2, 3]
+    assert "unknown id '1'" in message(parse_forget, "1", source, seed=0)
 
 
 @settings(max_examples=200, deadline=None)
