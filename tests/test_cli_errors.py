@@ -140,7 +140,8 @@ LINES = {
     f"{BASE} --forget 2 --draws 0": "--draws must be at least 1; got 0",
     f"{BASE} --forget 2 --mas-train": "--mas-train and --mas-accumulate need mas='batch_mean'",
     f"{BASE} --forget 2 --batch-norm off": "argument --batch-norm: invalid choice: 'off'",
-    f"{BASE} --forget 2 --seed x": "argument --seed: invalid int value: 'x'",
+    f"{BASE} --forget 2 --seed x": "argument --seed: must be a whole number from 0 to 4294967295; got 'x'",
+    f"{BASE} --forget 2 --seed 4294967296": "argument --seed: must be a whole number",
     f"{BASE} --forget 2 --eval-limit 0": "--eval-limit must be at least 1; got 0",
     f"{BASE}": "the following arguments are required: --forget",
     # runs

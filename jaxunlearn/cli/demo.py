@@ -51,7 +51,8 @@ def main(argv: Sequence[str]) -> int:
         rows = data.parse_forget(IDS, source, seed=0)
         request = _run.Request(model=model, source=source, rows=rows)
         named = f"{len(rows)} of {len(source.splits['train']):,} training digits: {IDS.replace(',', ', ')}"
-        _output.facts([("forget ", named)])
+        if not args.quiet:
+            _output.facts([("forget ", named)])
         records = []
         with _progress.shown(quiet=args.quiet):
             before = _run.Measured(model, request, when="before")
@@ -70,7 +71,8 @@ def _network(source: Source, *, quiet: bool) -> Model:
     folder = _cache() / f"digits_cnn-{key}"
     try:
         model = checkpoint.load(folder, models.from_recipe)
-        _output.facts([("network", f"digits_cnn, trained earlier and kept in {folder}")])
+        if not quiet:
+            _output.facts([("network", f"digits_cnn, trained earlier and kept in {folder}")])
         return model
     except (OSError, ValueError):  # not there yet, or damaged: train it
         pass
@@ -80,7 +82,8 @@ def _network(source: Source, *, quiet: bool) -> Model:
         fresh = models.from_recipe(recipe, key=jax.random.key(0))
         model = training.train(fresh, jax.random.key(1), source.images(train), source.labels[train], **TRAINING).model
     took = time.perf_counter() - began
-    _output.facts([("network", f"digits_cnn, trained on {len(train):,} digits in {took:.0f} s")])
+    if not quiet:
+        _output.facts([("network", f"digits_cnn, trained on {len(train):,} digits in {took:.0f} s")])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder, model)

@@ -78,7 +78,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         help="relabel: one label for all, random (default, another than the true one) or @FILE with lines id,label",
     )
     group.add_argument("--from", dest="previous", metavar="RUN", help="go on from the network of an earlier run")
-    group.add_argument("--seed", type=int, default=0, metavar="N", help="of everything random; default: 0")
+    group.add_argument("--seed", type=_flags.seed, default=0, metavar="N", help="of everything random; default: 0")
     group.add_argument("--method", default="adv-imp", metavar="NAME", help="see `jaxunlearn methods`; default: adv-imp")
     group.add_argument(
         "--preset",
@@ -113,8 +113,8 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         request, previous = _request(args)
         problem = request.problem(spec)
         loop.check(spec, problem, config)
-    _output.facts(_plan(request, spec, config, args, device))
-
+    if args.dry_run or not args.quiet:
+        _output.facts(_plan(request, spec, config, args, device))
     if args.dry_run:
         with _progress.shown(quiet=args.quiet):
             pairs = _estimate.estimate(request, problem, spec, config)
@@ -201,6 +201,7 @@ def _tell(record: report.RunRecord, path: Path) -> int:
     """Print the result and return the exit status."""
     print()
     _output.summary([record])
+    print()
     k, done = len(record.ids), int(record.forgotten.sum())
     if record.earlier:
         kept = sum(item["forgotten"] for item in record.earlier)
