@@ -16,6 +16,13 @@ from tests.digits_net import ARCH, tensors
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = [sys.executable, "-m", "jaxunlearn.cli.main"]
+#: Tells of every report, hears SIGINT also where the tests run in the background, and does not outlive a failed test.
+TALKATIVE = [
+    sys.executable,
+    "-c",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); signal.alarm(300); "
+    "from jaxunlearn.cli import _progress, main; _progress.EVERY = 0; sys.exit(main.main(sys.argv[1:]))",
+]
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +68,8 @@ def interrupt_when(command: list[str], ready: str) -> tuple[int, str]:
 
 
 def test_ctrl_c_while_unlearning_keeps_the_result(argv, tmp_path):
-    # Progress lines come every ten seconds; the test asks for every report.
-    code = (
-        "import sys; from jaxunlearn.cli import _progress, main; _progress.EVERY = 0; sys.exit(main.main(sys.argv[1:]))"
-    )
     out = tmp_path / "out"
-    status, said = interrupt_when([sys.executable, "-c", code, *argv, "--out", str(out)], "unlearning (neggrad): 20 of")
+    status, said = interrupt_when([*TALKATIVE, *argv, "--out", str(out)], "unlearning (neggrad): 20 of")
     assert status == 130, said
     assert "Traceback" not in said
     assert f"the result so far is kept in {out}" in said
@@ -78,10 +81,7 @@ def test_ctrl_c_while_unlearning_keeps_the_result(argv, tmp_path):
 
 
 def test_ctrl_c_before_that_writes_nothing(argv, tmp_path):
-    code = (
-        "import sys; from jaxunlearn.cli import _progress, main; _progress.EVERY = 0; sys.exit(main.main(sys.argv[1:]))"
-    )
-    command = [sys.executable, "-c", code, *argv, "--out", str(tmp_path / "out")]
+    command = [*TALKATIVE, *argv, "--out", str(tmp_path / "out")]
     status, said = interrupt_when(command, "measuring before")
     assert status == 130, said
     assert said.splitlines()[-1] == "jaxunlearn: interrupted; nothing was written"
