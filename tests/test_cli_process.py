@@ -76,7 +76,7 @@ def test_ctrl_c_while_unlearning_keeps_the_result(argv, tmp_path):
     found = json.loads((out / "results.json").read_text())
     assert found["stop_reason"] == "interrupted"
     assert found["steps"] >= 20
-    assert len(found["history"]["forgotten"]) == found["steps"]
+    assert len(found["history"]["forgotten"]) - found["steps"] in (0, 1)  # the signal may fall between row and state
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
