@@ -307,9 +307,11 @@ class _Run:
         part = period[int(self.state.t) % len(period)]
         step = _advance if phase.jit else advance
         state, info = step(self.unlearner, self.state, phase=number, part=part)
-        if not state.diverged:  # a step that was not taken has no row
-            self.rows.append(info)
+        taken = not state.diverged  # a step that was not taken has no row
+        row = {name: np.asarray(value) for name, value in info.items()}  # on the host: a long run's history stays small
         self.state = state
+        if taken:
+            self.rows.append(row)
 
     def _device_steps(self, number: int, limit: int) -> None:
         if not self.unlearner.phases[number].jit:
