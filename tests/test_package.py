@@ -46,3 +46,10 @@ def test_stub_lists_the_public_names():
 def test_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         jaxunlearn.nonsense  # noqa: B018
+
+
+def test_module_runs_as_the_command():
+    shown = subprocess.run(
+        [sys.executable, "-m", "jaxunlearn", "--version"], check=True, capture_output=True, text=True
+    )
+    assert jaxunlearn.__version__ in shown.stdout
