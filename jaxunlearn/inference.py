@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _progress
+from jaxunlearn import _progress, _repeat
 from jaxunlearn._types import ApplyFn, Array, Model, Params
 
 
@@ -19,7 +18,7 @@ def _forward(apply_fn: ApplyFn, params: Params, model_state: Params, x: Array) -
     return apply_fn(params, model_state, x, train=False)[0]
 
 
-def logits(model: Model, x: Any, *, batch_size: int = 250, label: str = "evaluating") -> np.ndarray:
+def logits(model: Model, x: Any, *, batch_size: int | None = None, label: str = "evaluating") -> np.ndarray:
     """Return eval-mode logits, (n, C) float32 on the host.
 
     The last batch is padded, so that one compilation serves any n.
@@ -27,27 +26,22 @@ def logits(model: Model, x: Any, *, batch_size: int = 250, label: str = "evaluat
     Args:
       model: the classifier.
       x: (n, *input_shape), array or anything whose slices become one.
-      batch_size: rows a pass.
+      batch_size: rows a pass; None: by device, on CPU few, since one small pass a core is fastest.
       label: what progress is reported as.
     """
     n = len(x)
-    batch_size = min(batch_size, max(n, 1))
-    starts = range(0, n, batch_size)
-    chunks = (x[start : start + batch_size] for start in starts)
-    return logits_of_batches(model, chunks, batch_size=batch_size, total=n, label=label)
+    if batch_size is None:
+        batch_size = 25 if jax.default_backend() == "cpu" else 250
+    size = min(batch_size, max(n, 1))
 
+    def some(rows: Any) -> np.ndarray:
+        batch = jnp.asarray(rows)
+        if len(batch) < size:
+            batch = jnp.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
+        return np.asarray(_forward(model.apply_fn, model.params, model.model_state, batch))[: len(rows)]
 
-def logits_of_batches(
-    model: Model, batches: Iterable[Any], *, batch_size: int, total: int | None = None, label: str = "evaluating"
-) -> np.ndarray:
-    """Return eval-mode logits of a stream of batches, each of at most ``batch_size`` rows."""
-    out, done = [np.zeros((0, model.spec.num_classes), np.float32)], 0
-    for batch in batches:
-        rows = len(batch)
-        x = jnp.asarray(batch)
-        if rows < batch_size:
-            x = jnp.pad(x, [(0, batch_size - rows)] + [(0, 0)] * (x.ndim - 1))
-        out.append(np.asarray(_forward(model.apply_fn, model.params, model.model_state, x))[:rows])
-        done += rows
-        _progress.report(label, done, total)
+    out = [np.zeros((0, model.spec.num_classes), np.float32)]
+    for done, part in enumerate(_repeat.ahead(some, (x[start : start + size] for start in range(0, n, size))), 1):
+        out.append(part)
+        _progress.report(label, min(done * size, n), n)
     return np.concatenate(out)

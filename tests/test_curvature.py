@@ -194,8 +194,8 @@ def test_curvature_refuses_what_does_not_fit(net):
         curvature.gram(jac, curvature.Part(params, {}, (x, v)), max_bytes=5)
     with pytest.raises(ValueError, match=r"one length; got \{'examples': 7, 'weight': 2\}"):
         jac.transpose_times(params, {}, (x, v), np.ones(2))
-    with pytest.raises(ValueError, match="microbatch_size must be at least 1; got 0"):
-        jacobian(params, microbatch_size=0)
+    with pytest.raises(ValueError, match="microbatch_size must be at least 1; got -1"):
+        jacobian(params, microbatch_size=-1)
     with pytest.raises(ValueError, match="no rows"):
         jac.rows(params, {}, (x[:0], v[:0]))
 

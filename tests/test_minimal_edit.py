@@ -68,7 +68,7 @@ def test_linear_model_meets_every_constraint_in_one_step():
 def test_linear_edit_is_the_smallest_change_on_the_proxies():
     """Against an explicit solve in weights, where the proxies span them: least squares on what is held."""
     problem = linear_problem(k=2, features=4, classes=3)
-    unlearner = MinimalEdit(SPEC.Config(**ONE_STEP | dict(proxies=200)))
+    unlearner = MinimalEdit(SPEC.Config(**ONE_STEP | dict(proxies=200, metric="euclidean")))
     values = _config.traced(unlearner.config) | {"damping": jnp.float32(1e-3)}
     state = unlearner.prepare(jax.random.key(0), problem, values)
     new, _ = unlearner.step(jax.random.key(1), state, state.forget)
@@ -247,7 +247,7 @@ def test_earlier_requests_stay_forgotten():
     second = dataclasses.replace(
         both, model=first.model, forget=halves[1], artefacts={"held": halves[0], "original": both.model}
     )
-    undone = run(dataclasses.replace(second, artefacts={}))
+    undone = run(dataclasses.replace(second, artefacts={}), metric="euclidean")
     assert margins(undone.model, halves[0]).max() > 0  # what this request does without them
     result = run(second)
     assert margins(result.model, both.forget).max() <= -0.5 + 1e-2

@@ -1,4 +1,4 @@
-"""Per-example Jacobian rows, Gram matrices, matrix-free products, and the edit they solve for.
+"""Per-example Jacobian rows, Gram matrices, matrix-free products, a metric on weights, and the edit they solve for.
 
 Large networks never store their rows: `gram` accumulates by blocks of
 parameters, `Jacobian.times` and `Jacobian.transpose_times` are forward- and
@@ -23,6 +23,14 @@ from jaxunlearn.curvature.margin_qp import (
     InfeasibleError as InfeasibleError,
     MarginStep as MarginStep,
     solve_margin_qp as solve_margin_qp,
+)
+from jaxunlearn.curvature.metric import (
+    Metric as Metric,
+    Whitened as Whitened,
+    inverse_root as inverse_root,
+    origin as origin,
+    scale as scale,
+    second_moments as second_moments,
 )
 from jaxunlearn.curvature.selection import (
     put as put,

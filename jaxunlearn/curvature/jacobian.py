@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeAlias, TypeVar, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,6 @@ from jaxunlearn import _progress, _repeat, _validate
 from jaxunlearn._types import ApplyFn, Array, Params, PyTree
 from jaxunlearn.curvature.selection import put, take, width
 
-T = TypeVar("T")
 #: ``fn(params, context, example) -> scalar``; the context is shared by all examples.
 ScalarFn: TypeAlias = Callable[[Params, PyTree, PyTree], Array]
 
@@ -63,7 +62,8 @@ class Jacobian:
     Attributes:
       fn: hashable; equal functions share compiled code.
       paths: see `select_paths`.
-      microbatch_size: examples differentiated at a time.
+      microbatch_size: examples differentiated at a time; 0: by device, few on
+        CPU, where every core has a microbatch of its own.
 
     >>> J = Jacobian(lambda p, _, x: jnp.vdot(p["w"], x), ("w",))
     >>> J.rows({"w": jnp.ones(2)}, None, np.array([[1.0, 2.0], [3.0, 4.0]], np.float32)).tolist()
@@ -72,9 +72,11 @@ class Jacobian:
 
     fn: ScalarFn
     paths: tuple[str, ...]
-    microbatch_size: int = 16
+    microbatch_size: int = 0
 
     def __post_init__(self) -> None:
+        if self.microbatch_size == 0:
+            object.__setattr__(self, "microbatch_size", 4 if jax.default_backend() == "cpu" else 64)
         _validate.positive_int("microbatch_size", self.microbatch_size)
 
     def rows(
@@ -99,16 +101,26 @@ class Jacobian:
         """
         n, total = _repeat.rows(examples), width(params, self.paths)
         kept = len(range(*columns.indices(total)))
-        pieces = (
-            (start, stop, _repeat.call(_rows, (self,), params, context, chunk))
-            for start, stop, chunk in _chunks(examples, self.microbatch_size)
-        )
+
+        def piece(chunk: tuple[int, int, PyTree]) -> tuple[int, int, Array]:
+            start, stop, some = chunk
+            return start, stop, _repeat.call(_rows, (self,), params, context, some)[: stop - start, columns]
+
+        chunks = microbatches(examples, self.microbatch_size)
         if jax.default_backend() != "cpu":  # keep rows where they are
-            return jnp.concatenate([block[: stop - start, columns] for start, stop, block in pieces])
-        for start, stop, block in _one_ahead(pieces):  # the next microbatch is computed while one is copied
-            host = np.asarray(block)
-            out = np.empty((n, kept), host.dtype) if out is None else out
-            out[start:stop] = host[: stop - start, columns]
+            return jnp.concatenate([block for _, _, block in map(piece, chunks)])
+        out = (
+            np.empty((n, kept), np.result_type(*(leaf.dtype for leaf in take(params, self.paths).values())))
+            if out is None
+            else out
+        )
+
+        def write(chunk: tuple[int, int, PyTree]) -> int:
+            start, stop, block = piece(chunk)
+            out[start:stop] = block
+            return stop
+
+        for stop in _repeat.ahead(write, chunks):
             if label is not None:
                 _progress.report(label, stop, n)
         return out
@@ -118,7 +130,7 @@ class Jacobian:
         direction = {path: jnp.asarray(direction[path]) for path in self.paths}
         out = [
             np.asarray(_repeat.call(_times, (self,), params, context, chunk, direction))[: stop - start]
-            for start, stop, chunk in _chunks(examples, self.microbatch_size)
+            for start, stop, chunk in microbatches(examples, self.microbatch_size)
         ]
         return np.concatenate(out)
 
@@ -136,7 +148,7 @@ class Jacobian:
         _validate.same_length("examples and weight", {"examples": jax.tree.leaves(examples)[0], "weight": weight})
         weight = weight.astype(jax.tree.leaves(take(params, self.paths))[0].dtype)
         total = {path: jnp.zeros_like(leaf) for path, leaf in take(params, self.paths).items()}
-        for start, stop, (chunk, w) in _chunks((examples, weight), self.microbatch_size):
+        for start, stop, (chunk, w) in microbatches((examples, weight), self.microbatch_size):
             w = np.where(np.arange(len(w)) < stop - start, w, 0)
             total = _repeat.call(_transpose_times, (self,), params, context, chunk, w, total)
         return total
@@ -171,7 +183,7 @@ def _transpose_times(
     return jax.tree.map(jnp.add, total, grads)
 
 
-def _chunks(examples: PyTree, size: int) -> Iterator[tuple[int, int, PyTree]]:
+def microbatches(examples: PyTree, size: int) -> Iterator[tuple[int, int, PyTree]]:
     """Yield (start, stop, microbatch of one size): the last one repeats its last row."""
     examples = jax.tree.map(np.asarray, examples)
     n = _repeat.rows(examples)
@@ -183,13 +195,3 @@ def _chunks(examples: PyTree, size: int) -> Iterator[tuple[int, int, PyTree]]:
 
 def _repeat_last(rows: np.ndarray, times: int) -> np.ndarray:
     return np.concatenate([rows, np.repeat(rows[-1:], times, axis=0)]) if times else rows
-
-
-def _one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield the items, each after the one behind it has been made."""
-    waiting: list[T] = []
-    for item in items:
-        waiting.append(item)
-        if len(waiting) > 1:
-            yield waiting.pop(0)
-    yield from waiting

@@ -11,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import curvature, inference, proxies as sources
-from jaxunlearn._types import Array, Artefact, Model, Problem
+from jaxunlearn._types import Array, Artefact, Model, Params, Problem
+
+#: Proxies that the metric is estimated from, at least, where there are so many.
+SAMPLE = 64
 
 
 class Pool(NamedTuple):
@@ -39,8 +42,12 @@ class Pool(NamedTuple):
 
 
 def default_size(instances: int) -> int:
-    """Return how many proxies a request of so many instances gets."""
-    return 1000 if instances <= 16 else 2000
+    """Return how many proxies a request of so many instances gets.
+
+    >>> [default_size(k) for k in (1, 64, 256, 1024)]
+    [500, 500, 1000, 2000]
+    """
+    return 500 if instances <= 64 else 1000 if instances <= 256 else 2000
 
 
 def images(problem: Problem) -> Array | None:
@@ -78,19 +85,38 @@ def draw(key: Array, state: Any) -> Pool:
 
 
 class _Latest(threading.local):
-    """The rows of the latest pool, as long as that pool lives: large, and a pure function of the state."""
+    """What the latest pool's gradients gave, as long as that pool lives: large, and a pure function of the state."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
+        self.key: tuple[Any, ...] = ()
         self.pool: weakref.ref[Any] | None = None
-        self.jacobian: curvature.Jacobian | None = None
+        self.metric: curvature.Metric = {}
         self.rows: Any = None
         self.gram = np.zeros((0, 0))
 
+    def open(self, pool: Pool, *key: Any) -> bool:
+        """Return whether it is of this pool; else forget what there is, but for the rows' memory."""
+        if self.pool is not None and self.pool() is pool.x and self.key == key:
+            return True
+        memory = self.rows
+        self.clear()
+        self.rows, self.key, self.pool = memory, key, weakref.ref(pool.x, lambda _: self.clear())
+        return False
 
-_latest = _Latest()
+
+_metric, _rows = _Latest(), _Latest()
+
+
+def metric(jacobian: curvature.Jacobian, pool: Pool, params: Params, model_state: Params) -> curvature.Metric:
+    """Return what makes the pool's gradients about white, from a quarter of them; kept as `stored` keeps rows."""
+    if not _metric.open(pool, jacobian):
+        some = slice(None, None, max(min(len(pool.x) // SAMPLE, 4), 1))
+        moments = curvature.second_moments(jacobian, params, model_state, (pool.x[some], pool.direction[some]))
+        _metric.metric = curvature.inverse_root(moments)
+    return _metric.metric
 
 
 def stored(jacobian: curvature.Jacobian, pool: Pool, part: curvature.Part) -> tuple[Any, np.ndarray]:
@@ -100,16 +126,15 @@ def stored(jacobian: curvature.Jacobian, pool: Pool, part: curvature.Part) -> tu
     is called, so that a state stays small enough to be saved; a loaded state
     makes them again.
     """
-    if _latest.pool is None or _latest.pool() is not pool.x or _latest.jacobian != jacobian:
-        old, shape = _latest.rows, (len(pool.x), curvature.width(part.params, jacobian.paths))
+    if not _rows.open(pool, jacobian):
+        old, shape = _rows.rows, (len(pool.x), curvature.width(part.params, jacobian.paths))
         usable = isinstance(old, np.ndarray) and old.shape == shape and old.dtype == np.float32
-        _latest.clear()
-        _latest.rows = jacobian.rows(*part, out=old if usable else None, label="curvature")
-        _latest.gram = curvature.inner_products(_latest.rows)
-        _latest.pool, _latest.jacobian = weakref.ref(pool.x, lambda _: _latest.clear()), jacobian
-    return _latest.rows, _latest.gram
+        _rows.rows = jacobian.rows(*part, out=old if usable else None, label="curvature")
+        _rows.gram = curvature.inner_products(_rows.rows)
+    return _rows.rows, _rows.gram
 
 
 def drop_rows() -> None:
-    """Let go of what `stored` keeps: the run is over."""
-    _latest.clear()
+    """Let go of what `metric` and `stored` keep: the run is over."""
+    _metric.clear()
+    _rows.clear()

@@ -61,6 +61,11 @@ class Config(BaseConfig):
     depth_margin: float = hparam(
         3.0, "how far past the boundary such a version must lie", traced=True, unit="logits", low=0.0
     )
+    metric: str = hparam(
+        "kronecker",
+        "how large an edit is where proxies do not see it: by the second moments of their gradients, or Euclidean",
+        choices=("kronecker", "euclidean"),
+    )
     layers: str = hparam("", "globs of the tensors to edit, joined by commas (layer3*/kernel); empty: every kernel")
 
 
@@ -104,14 +109,14 @@ class MinimalEdit:
 
     Attributes:
       config: static settings.
-      microbatch_size: examples differentiated at a time.
+      microbatch_size: examples differentiated at a time; 0: by device.
       row_bytes: memory for Jacobian rows; where a pool needs more they are
         never stored, with the same result but for rounding. 0: see
         `curvature.memory_for_rows`.
     """
 
     config: Config
-    microbatch_size: int = 16
+    microbatch_size: int = 0
     row_bytes: int = 0
 
     @property
@@ -181,7 +186,7 @@ class MinimalEdit:
             state = dataclasses.replace(state, copies=copies)
         instances = constraints.join(batch, state.held, state.copies, state.goal, **margins)
         n = len(state.pool.x)
-        logits = inference.logits(state.model, np.concatenate([state.pool.x, instances.x]), label="proxies")
+        logits = self._logits(state, instances.x)
         share = float(state.hparams["fraction"]) if t < self.config.steps else 1.0
         rows = constraints.linearise(logits[n:], instances, towards=self.config.towards, share=share)
         drift = state.pool.drift(logits[:n])
@@ -205,6 +210,12 @@ class MinimalEdit:
         state = dataclasses.replace(state, model=model, t=state.t + 1, promise=promise)
         return state, {name: jnp.asarray(value, jnp.float32) for name, value in info.items()}
 
+    def _logits(self, state: State, x: np.ndarray) -> np.ndarray:
+        """Return the current logits of the proxies, then of some instances."""
+        if state.model is state.original:  # nothing has moved yet
+            return np.concatenate([state.pool.logits, inference.logits(state.model, x)])
+        return inference.logits(state.model, np.concatenate([state.pool.x, x]), label="proxies")
+
     @property
     def _copies(self) -> int:
         return 1 if self.config.depth == "mirror" else self.config.copies
@@ -224,10 +235,18 @@ class MinimalEdit:
     def _solve(self, state: State, rows: constraints.Rows, drift: np.ndarray) -> tuple[Mapping[str, Array], np.ndarray]:
         """Return the edit and the predicted change of the constrained margins."""
         model, paths = state.model, tuple(state.anchor)
-        jacobian = curvature.Jacobian(curvature.LogitDirection(model.apply_fn), paths, self.microbatch_size)
-        anchored = curvature.put(model.params, state.anchor)
+        direction, anchored = curvature.LogitDirection(model.apply_fn), curvature.put(model.params, state.anchor)
+        jacobian = curvature.Jacobian(direction, paths, self.microbatch_size)
         there = curvature.Part(anchored, model.model_state, (state.pool.x, state.pool.direction))
         here = curvature.Part(model.params, model.model_state, rows.examples)
+        metric = None
+        if self.config.metric == "kronecker":
+            metric = pools.metric(jacobian, state.pool, anchored, model.model_state)
+            jacobian = curvature.Jacobian(curvature.Whitened(direction), paths, self.microbatch_size)
+            there, here = (
+                curvature.Part(curvature.origin(at, paths), (at, context, metric), examples)
+                for at, context, examples in (there, here)
+            )
         n = len(state.pool.x)
         row_bytes = self.row_bytes or curvature.memory_for_rows()
         if 4 * n * curvature.width(model.params, paths) <= row_bytes:
@@ -244,7 +263,7 @@ class MinimalEdit:
             held = jacobian.transpose_times(*there, -step.proxy_weight)
             pushed = jacobian.transpose_times(*here, -step.constraint_weight)
             move = jax.tree.map(jnp.add, held, pushed)
-        return move, step.change
+        return move if metric is None else curvature.scale(metric, move), step.change
 
     def _programme(
         self,

@@ -4,7 +4,8 @@ Outside loop bodies XLA rewrites the convolutions that autodiff makes into
 canonical layout (batch, space, features); inside `lax.fori_loop` or `lax.scan`
 it does not, and they run many times slower (jax-ml/jax#12868). Here both
 gradients are written in canonical layout to begin with, and the weight
-gradient is summed over small groups of images, whose data stay in cache.
+gradient is summed over small groups of images, whose data stay in cache; that of
+a single image, as `jax.vmap` asks for it, is one matrix product.
 Elsewhere than on CPU this is `lax.conv_general_dilated`.
 """
 
@@ -84,6 +85,8 @@ def _input_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -
 
 def _weight_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
     """Convolve images with output gradients: channels are the batch, images the features."""
+    if x.shape[0] == 1:
+        return _weight_gradient_of_one(dy[0], x[0], w, strides, padding)
     pads = []
     for axis in (0, 1):
         low = padding[axis][0]
@@ -105,3 +108,16 @@ def _weight_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) 
 
     total = lax.scan(lambda dw, part: (dw + of(*part), None), jnp.zeros_like(w), (split(x), split(dy)))[0]
     return total if whole == x.shape[0] else total + of(x[whole:], dy[whole:])
+
+
+def _weight_gradient_of_one(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
+    """Multiply patches with output gradients: under vmap, one gradient an image, twice as fast as the convolution."""
+    height, width, features = dy.shape
+    rows, columns = w.shape[:2]
+    padded = jnp.pad(x, (padding[0], padding[1], (0, 0)))
+    down, right = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1
+    patches = [
+        padded[i : i + down : strides[0], j : j + right : strides[1]] for i in range(rows) for j in range(columns)
+    ]
+    matrix = jnp.concatenate(patches, axis=-1).reshape(height * width, -1)
+    return (matrix.T @ dy.reshape(height * width, features)).reshape(w.shape)
