@@ -15,7 +15,20 @@ from jaxunlearn.data import open_source
 from tests.digits_net import ARCH, network, tensors
 
 #: Cheap settings of ADV and ADV+IMP, with a learning rate at which it forgets within seconds.
-FAST = ["--draws", "2", "--attack-steps", "3", "--epsilon", "1", "--learning-rate", "0.003", "--companion-batch", "32"]
+FAST = [
+    "--method",
+    "adv-imp",
+    "--draws",
+    "2",
+    "--attack-steps",
+    "3",
+    "--epsilon",
+    "1",
+    "--learning-rate",
+    "0.003",
+    "--companion-batch",
+    "32",
+]
 IDS = "2,57,151,312"
 
 
@@ -110,6 +123,20 @@ def test_a_method_that_needs_retain_data_gets_all_of_them_but_the_forget_set(wei
     argv = ["unlearn", "--method", "oracle", "--arch", ARCH, "--weights", str(weights), "--data", "digits"]
     main([*argv, "--forget", "501,640", "--quiet", "--max-passes", "1", "--out", str(tmp_path / "a")])
     assert seen[0].retain.x.shape[0] == 1538
+
+
+def test_the_default_method_is_the_minimal_edit(weights, tmp_path, capsys):
+    argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--forget", IDS]
+    assert main([*argv, "--proxies", "64", "--out", str(tmp_path / "a"), "--quiet"]) == 0
+    found = results(tmp_path / "a")
+    assert found["method"] == "minimal-edit"
+    assert found["after"]["forget"] == 0
+    assert found["after"]["test"] > found["before"]["test"] - 0.1
+    assert found["extras"]["proxies"] == {"images": 16}
+    assert (tmp_path / "a" / "proxies.png").is_file()
+    capsys.readouterr()
+    assert main(["unlearn", "--help"]) == 0
+    assert "default: minimal-edit" in capsys.readouterr().out
 
 
 def test_budget_spent_is_exit_status_3_and_the_result_is_kept(weights, tmp_path, capsys):
@@ -332,6 +359,8 @@ def test_help_shows_every_hyper_parameter_of_a_method(method, capsys, monkeypatc
 def test_flags_win_over_the_preset_and_the_preset_over_defaults(weights, tmp_path):
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--forget", "2,57"]
     argv += [
+        "--method",
+        "adv-imp",
         "--preset",
         "published",
         "--batch-norm",
@@ -367,7 +396,7 @@ def test_demo_trains_once_and_writes_a_run_folder_a_method(tmp_path, monkeypatch
     from jaxunlearn import training
 
     monkeypatch.setattr(demo, "_cache", lambda: tmp_path / "cache")
-    monkeypatch.setattr(demo, "METHODS", ("neggrad",))
+    monkeypatch.setattr(demo, "METHODS", ("neggrad", "minimal-edit"))
     trained: list[dict] = []
 
     def train(*args, **kwargs):
@@ -380,7 +409,10 @@ def test_demo_trains_once_and_writes_a_run_folder_a_method(tmp_path, monkeypatch
     said = capsys.readouterr().out
     assert re.search(r"^before +100.00 ", said, re.MULTILINE) or re.search(r"^before +9\d.\d\d ", said, re.MULTILINE)
     assert re.search(r"^neggrad +0.00 .* 16 of 16 .* all forgotten", said, re.MULTILINE)
-    assert said.rstrip().endswith(f"{out}/neggrad/report.md")
+    assert re.search(r"^minimal-edit +0.00 .* 16 of 16 .* all forgotten", said, re.MULTILINE)
+    first, second = said.rstrip().splitlines()[-2:]  # the one to look at first
+    assert first == f"  {out}/minimal-edit/report.md"
+    assert second == f"  {out}/neggrad/report.md"
     assert results(out / "neggrad")["after"]["forget"] == 0.0
 
     assert main(["demo", "--out", str(out)]) == 2  # an earlier run is there
@@ -398,7 +430,9 @@ def test_demo_as_it_is(tmp_path, monkeypatch, capsys):
     assert main(["demo", "--out", str(tmp_path / "demo"), "--quiet"]) == 0
     found = {name: results(tmp_path / "demo" / name) for name in demo.METHODS}
     assert all(run["after"]["forget"] == 0 for run in found.values())
+    assert list(found) == ["neggrad", "adv", "adv-imp", "minimal-edit"]
     assert found["neggrad"]["after"]["retain"] < found["adv"]["after"]["retain"] - 0.2
+    assert found["minimal-edit"]["after"]["retain"] > found["adv-imp"]["after"]["retain"]
 
 
 # --- the entry point ---------------------------------------------------------

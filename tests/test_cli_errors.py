@@ -57,6 +57,8 @@ class Bomb:
         return (os.system, ("touch exploded",))
 
 
+#: Where a flag of ADV+IMP is what is wrong.
+IMP = f"unlearn --arch {ARCH} --weights good.npz --data digits --out out --method adv-imp"
 BASE = f"unlearn --arch {ARCH} --weights good.npz --data digits --out out"
 # What is typed -> what the line must say (a regular expression).
 LINES = {
@@ -131,15 +133,18 @@ LINES = {
     f"{BASE} --forget 2 --method neggrad --strength 1": (
         "method 'neggrad' has no flag --strength, a flag of adv-imp; its flags: --learning-rate --momentum"
     ),
-    f"{BASE} --forget 2 --learnign-rate 1": "unknown flag --learnign-rate; did you mean --learning-rate",
-    f"{BASE} --forget 2 --zzz": "unknown flag --zzz; the flags of method 'adv-imp': --learning-rate",
+    f"{IMP} --forget 2 --learnign-rate 1": "unknown flag --learnign-rate; did you mean --learning-rate",
+    f"{IMP} --forget 2 --zzz": "unknown flag --zzz; the flags of method 'adv-imp': --learning-rate",
+    f"{BASE} --forget 2 --learning-rate 1": "method 'minimal-edit' has no flag --learning-rate, a flag of adv, adv-imp",
+    f"{BASE} --forget 2 --depth deep": r"argument --depth: invalid choice: 'deep' \(choose from",
+    f"{BASE} --forget 2 --layers nowhere*": "--layers: no parameter matches 'nowhere[*]'; the network has bn1/bias",
     f"{BASE} --forget 2 3": "unexpected argument '3'",
-    f"{BASE} --forget 2 --learning-rate -1": "--learning-rate must be at least 0; got -1",
-    f"{BASE} --forget 2 --momentum 1.5": r"--momentum must be in \[0, 1\]; got 1.5",
-    f"{BASE} --forget 2 --learning-rate fast": "argument --learning-rate: invalid float value: 'fast'",
-    f"{BASE} --forget 2 --draws 0": "--draws must be at least 1; got 0",
-    f"{BASE} --forget 2 --mas-train": "--mas-train and --mas-accumulate need mas='batch_mean'",
-    f"{BASE} --forget 2 --batch-norm off": "argument --batch-norm: invalid choice: 'off'",
+    f"{IMP} --forget 2 --learning-rate -1": "--learning-rate must be at least 0; got -1",
+    f"{IMP} --forget 2 --momentum 1.5": r"--momentum must be in \[0, 1\]; got 1.5",
+    f"{IMP} --forget 2 --learning-rate fast": "argument --learning-rate: invalid float value: 'fast'",
+    f"{IMP} --forget 2 --draws 0": "--draws must be at least 1; got 0",
+    f"{IMP} --forget 2 --mas-train": "--mas-train and --mas-accumulate need mas='batch_mean'",
+    f"{IMP} --forget 2 --batch-norm off": "argument --batch-norm: invalid choice: 'off'",
     f"{BASE} --forget 2 --seed x": "argument --seed: must be a whole number from 0 to 4294967295; got 'x'",
     f"{BASE} --forget 2 --seed 4294967296": "argument --seed: must be a whole number",
     f"{BASE} --forget 2 --eval-limit 0": "--eval-limit must be at least 1; got 0",
@@ -238,6 +243,21 @@ def test_a_disk_that_fills_up_while_writing_leaves_nothing(files, monkeypatch, c
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "jaxunlearn: error: cannot write out: No space left on device"
     assert sorted(files.rglob("*")) == before
+
+
+def test_a_request_that_contradicts_itself_names_the_instances(files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    source = open_source("digits")
+    x = source.images(np.arange(40))
+    x[7] = x[3]
+    np.savez(files / "twins.npz", x=x, y=source.labels[:40], id=[f"img_{i}" for i in range(40)])
+    (files / "twins.csv").write_text("img_1,2\nimg_3,5\nimg_7,6\n")
+    argv = "unlearn --weights checkpoint --data npz:twins.npz --forget img_1,img_3,img_7 --goal relabel"
+    assert main([*argv.split(), "--target", "@twins.csv", "--quiet", "--out", "out"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "instances 1 and 2 of the forget set are the same image" in line
+    assert line.endswith("; by id: img_3, img_7")
+    assert not (files / "out").exists()
 
 
 def test_a_missing_extra_is_named(files, monkeypatch, capsys):

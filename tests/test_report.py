@@ -375,6 +375,48 @@ def test_a_large_forget_set_shows_those_not_forgotten_first():
     assert any(text.startswith("48 of 60 shown, those not forgotten first") for text in texts)
 
 
+def lines(panel):
+    return {line.get_label(): line for line in panel.get_lines()}
+
+
+def test_few_steps_are_points_and_many_a_staircase():
+    for steps, style, marker in ((6, "default", "o"), (figures.FEW_STEPS + 1, "steps-post", "None")):
+        accuracy, count, _ = figures.curves(make(steps=steps)).axes
+        for line in (lines(accuracy)["forget set $D_f$"], count.get_lines()[0]):
+            assert (line.get_drawstyle(), line.get_marker()) == (style, marker)
+            assert line.get_xdata().tolist() == list(range(steps + 1))
+
+
+def test_margins_stand_where_a_method_has_no_loss():
+    history = {
+        "largest_margin": np.array([9.0, 5.0, 1.0]),
+        "predicted_margin": np.array([4.0, 1.5, -0.5]),
+        "edit_norm": np.ones(3),
+        "forgotten": np.array([0.0, 1.0, 4.0]),
+    }
+    run = with_result(make(steps=3), history=history)
+    _, _, panel = figures.curves(run).axes
+    assert panel.get_title(loc="left").startswith("Largest margin, logits")
+    measured, predicted = lines(panel)["measured"], lines(panel)["as the step before predicted"]
+    assert measured.get_xdata().tolist() == [0, 1, 2]
+    assert predicted.get_xdata().tolist() == [1, 2, 3]  # what step t promised is to be seen after it
+    assert len(panel.get_lines()) == 3  # and the boundary
+    with_loss = with_result(run, history=history | {"forget_loss": np.ones(3)})
+    assert figures.curves(with_loss).axes[2].get_title(loc="left") == "Loss"
+    assert len(figures.curves(with_result(run, history={"edit_norm": np.ones(3)})).axes) == 2
+
+
+def test_proxies_are_shown_and_stay_out_of_the_json(tmp_path):
+    images = np.random.default_rng(0).uniform(size=(20, 8, 8, 1))
+    run = with_result(make(), extras={"proxies": images})
+    assert list(figures.draw(tmp_path, run)) == ["forgotten.png", "curves.png", "transitions.png", "proxies.png"]
+    assert pixels(tmp_path / "proxies.png").std() > 10
+    assert len(figures.proxies(run).axes) == 16
+    assert run.results["extras"] == {"proxies": {"images": 20}}
+    for none in ({}, {"proxies": np.zeros((4, 5))}, {"proxies": images[:0]}):  # vectors are no pictures
+        assert figures.proxies(with_result(make(), extras=none)) is None
+
+
 def test_no_picture_of_adversarial_examples_where_there_are_none(tmp_path):
     assert "adversarial.png" not in figures.draw(tmp_path, with_result(make(), extras={}))
     padding = make().result.extras["adversarial"]._replace(weight=jnp.zeros(8))

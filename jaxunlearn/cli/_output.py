@@ -41,7 +41,7 @@ def table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
 
 
 def summary(records: Sequence[RunRecord]) -> None:
-    """Print accuracies before and after, steps, seconds and why each run stopped, in less than 80 columns."""
+    """Print accuracies before and after, steps, seconds and why each run stopped, in 80 columns."""
     from jaxunlearn.report.tables import REASONS, summary_table
 
     brief = {REASONS[reason]: words for reason, words in BRIEF.items()}

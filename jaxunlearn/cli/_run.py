@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _progress, _tree, inference, loop, losses, report
+from jaxunlearn import _config, _progress, _tree, curvature, inference, loop, losses, report
 from jaxunlearn._types import Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
 from jaxunlearn.audits.depth import depth
@@ -135,16 +135,23 @@ def run(
       command: the command line.
       seconds: phases that were timed before this call.
       extras: further facts for the record.
+
+    Raises:
+      UserError: no change of the weights can meet what is asked for.
     """
     model, source = request.model, request.source
     watch = _Watch(request, spec, config)
-    result = loop.unlearn(
-        problem,
-        method=spec,
-        config=config,
-        key=jax.random.key(request.seed),
-        callback=watch if watch.rows.size else None,
-    )
+    try:
+        result = loop.unlearn(
+            problem,
+            method=spec,
+            config=config,
+            key=jax.random.key(request.seed),
+            callback=watch if watch.rows.size else None,
+        )
+    except curvature.InfeasibleError as error:  # what is asked for contradicts itself
+        names = ", ".join(source.ids[request.rows[[i for i in error.rows[:8] if 0 <= i < len(request.rows)]]])
+        raise _errors.UserError(str(error) + (f"; by id: {names}" if names else "")) from error
     # Watching is no part of the method: its time stands apart.
     unlearn = max(result.seconds.get("unlearn", 0.0) - watch.seconds, 0.0)
     result = dataclasses.replace(result, seconds={**result.seconds, "unlearn": unlearn})

@@ -15,7 +15,7 @@ from jaxunlearn.cli._flags import Parser
 
 #: Command -> what it does; the module of that name has ``main(argv) -> int``.
 COMMANDS = {
-    "demo": "make a small network forget 16 handwritten digits, three ways",
+    "demo": "make a small network forget 16 handwritten digits, four ways",
     "unlearn": "make a pre-trained classifier forget chosen training images",
     "evaluate": "measure a classifier's accuracy, overall and by class",
     "methods": "list the unlearning methods",

@@ -10,11 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import data as data_sources, loop, methods, models, report
+from jaxunlearn import curvature, data as data_sources, loop, methods, models, report
 from jaxunlearn._types import MethodSpec
 from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _run
 from jaxunlearn.report.tables import REASONS
 
+#: What is used where none is named.
+METHOD = "minimal-edit"
 DESCRIPTION = "Make a pre-trained classifier forget chosen training images; measure before and after; keep the result."
 EPILOG = """\
 exit status: 0 the goal is met for every instance; 3 it is not (the result is kept); 2 wrong input; 130 interrupted
@@ -28,7 +30,7 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Parse the flags, the method's included, and run the request."""
     first = _flags.Parser(add_help=False)
-    first.add_argument("--method", default="adv-imp")
+    first.add_argument("--method", default=METHOD)
     name = first.parse_known_args(argv)[0].method
 
     with _errors.user_input():
@@ -79,7 +81,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
     )
     group.add_argument("--from", dest="previous", metavar="RUN", help="go on from the network of an earlier run")
     group.add_argument("--seed", type=_flags.seed, default=0, metavar="N", help="of everything random; default: 0")
-    group.add_argument("--method", default="adv-imp", metavar="NAME", help="see `jaxunlearn methods`; default: adv-imp")
+    group.add_argument("--method", default=METHOD, metavar="NAME", help=f"see `jaxunlearn methods`; default: {METHOD}")
     group.add_argument(
         "--preset",
         choices=("default", "published"),
@@ -113,6 +115,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         request, previous = _request(args)
         problem = request.problem(spec)
         loop.check(spec, problem, config)
+        _check_layers(request, config)
     if args.dry_run or not args.quiet:
         _output.facts(_plan(request, spec, config, args, device))
     if args.dry_run:
@@ -138,6 +141,16 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     if record.result.stop_reason == "interrupted" and record.result.steps == 0:
         raise KeyboardInterrupt
     return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))
+
+
+def _check_layers(request: _run.Request, config: Any) -> None:
+    """Raise unless the tensors that a method is told to edit are there."""
+    patterns = [pattern.strip() for pattern in getattr(config, "layers", "").split(",") if pattern.strip()]
+    if patterns:
+        try:
+            curvature.select_paths(request.model.params, patterns)
+        except ValueError as error:
+            raise ValueError(f"--layers: {error}") from None
 
 
 def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:

@@ -15,15 +15,23 @@ INK, MUTED, GRID = "#1f2328", "#6e7781", "#d8dee4"
 GOOD, BAD, BLUE, ORANGE = "#1a7f37", "#cf222e", "#0969da", "#bc4c00"
 SETS = {"forget": (BAD, "forget set $D_f$"), "retain": (BLUE, "retain set $D_r$"), "test": (GOOD, "test set")}
 MAX_IMAGES, MAX_CLASSES, DPI = 48, 20, 120
+#: What a method may say of margins -> the step its first value belongs to, colour, line, words.
+MARGINS = {
+    "largest_margin": (0, INK, "-", "measured"),
+    "predicted_margin": (1, ORANGE, "--", "as the step before predicted"),
+}
+#: Up to so many steps each is a point; more make a staircase.
+FEW_STEPS = 30
 
 
 def draw(folder: Path, record: RunRecord) -> dict[str, str]:
     """Draw every picture that a record has the data for, and return what each shows by file name."""
     makers: dict[str, tuple[Callable[[RunRecord], Any], str]] = {
         "forgotten.png": (forgotten, "The forgotten images: true label, old and new prediction with confidence"),
-        "curves.png": (curves, "Accuracy, forgotten instances and loss over the steps"),
+        "curves.png": (curves, "Accuracy, forgotten instances, and loss or margin over the steps"),
         "transitions.png": (transitions, "Where the forgotten instances went: true class to new class"),
         "adversarial.png": (adversarial, "Adversarial examples of the forget set beside their originals"),
+        "proxies.png": (proxies, "Some of the images that stood in for data: on them the old answers were held"),
     }
     pictures = {}
     for name, (make, caption) in makers.items():
@@ -76,11 +84,16 @@ def forgotten(record: RunRecord) -> Any:
 def curves(record: RunRecord) -> Any:
     """Draw accuracy, forgotten instances and losses over the steps; ends only where nothing lies between."""
     history: Mapping[str, np.ndarray] = {name: np.asarray(v) for name, v in record.result.history.items()}
-    kept = {n: v for n, v in history.items() if "loss" in n and len(v) and np.isfinite(v).any()}
-    figure = _figure(12 if kept else 8.4, 3.6)
-    panels = figure.subplots(1, 3 if kept else 2)
+    kept = {n: v for n, v in history.items() if len(v) and np.isfinite(v).any()}
+    losses = {n: v for n, v in kept.items() if "loss" in n}
+    margins = {n: v for n, v in kept.items() if n in MARGINS and not losses}
+    figure = _figure(12 if losses or margins else 8.4, 3.6)
+    panels = figure.subplots(1, 3 if losses or margins else 2)
     steps, k = record.result.steps, len(record.ids)
     span = max(steps, 1)
+    # Few steps are points with nothing between; of none there are two ends.
+    dots = {"marker": "o", "markersize": 4}
+    walk: dict[str, Any] = dots if 0 < steps <= FEW_STEPS else {"drawstyle": "steps-post"}
 
     label, before = np.asarray(record.forget.y), np.asarray(record.logits_before).argmax(axis=1)
     goal_before = before != label if record.goal == "misclassify" else before == np.asarray(record.forget.target)
@@ -93,12 +106,12 @@ def curves(record: RunRecord) -> Any:
         points = [tuple(p) for p in record.curve.get(name, ())]
         words += ", a sample" if points else ""
         if name == "forget" and not points and record.goal == "misclassify" and steps > 0:
-            points, style = list(zip(at.tolist(), (1 - count / k).tolist(), strict=True)), {"drawstyle": "steps-post"}
+            points, style = list(zip(at.tolist(), (1 - count / k).tolist(), strict=True)), walk
         first, last = record.before.get(name), record.after.get(name)
         if not points and first is not None and last is not None:
             points, style, ends_only = (
                 [(0, first), (span, last)],
-                {"marker": "o", "markersize": 4, "linestyle": "--"},
+                dots | {"linestyle": "--"},
                 steps > 0,
             )
         if points:
@@ -109,18 +122,24 @@ def curves(record: RunRecord) -> Any:
     axes.legend(frameon=False, fontsize=8, loc="best", handlelength=2.8)
 
     axes = panels[1]
-    style = {"drawstyle": "steps-post"} if steps > 0 else {"marker": "o", "markersize": 4, "linestyle": "--"}
+    style = walk if steps > 0 else dots | {"linestyle": "--"}
     axes.plot(at, count, color=INK, linewidth=1.8, clip_on=False, **style)
     axes.axhline(k, color=GOOD, linewidth=1, linestyle=":")
     axes.set_ylim(0, k * 1.04)
     axes.yaxis.get_major_locator().set_params(integer=True)
     _panel(axes, f"Forgotten instances, of {k}", steps)
 
-    for (name, values), colour in zip(kept.items(), (ORANGE, BLUE, GOOD, BAD, MUTED), strict=False):
+    for (name, values), colour in zip(losses.items(), (ORANGE, BLUE, GOOD, BAD, MUTED), strict=False):
         dot = "." if len(values) == 1 else ""
         panels[2].plot(range(1, len(values) + 1), values, color=colour, linewidth=1.6, label=_words(name), marker=dot)
-    if kept:
-        _panel(panels[2], "Loss", steps)
+    for name, values in margins.items():
+        start, colour, line, words = MARGINS[name]
+        x = range(start, start + len(values))
+        panels[2].plot(x, values, color=colour, linewidth=1.6, linestyle=line, label=words, marker="o", markersize=4)
+    if margins:
+        panels[2].axhline(0, color=GOOD, linewidth=1, linestyle=":")
+    if losses or margins:
+        _panel(panels[2], "Loss" if losses else "Largest margin, logits (below 0: all forgotten)", steps)
         panels[2].legend(frameon=False, fontsize=8, loc="best")
     _heading(
         figure,
@@ -212,6 +231,27 @@ def adversarial(record: RunRecord) -> Any:
         f"Adversarial examples of the forget set: {len(real)} in all",
         "left: the original with its label; → the label an example was attacked towards, and its L2 distance",
     )
+    return figure
+
+
+def proxies(record: RunRecord) -> Any:
+    """Draw up to sixteen of the images that stood in for data; None where the method tells of none."""
+    shown = record.result.extras.get("proxies")
+    if shown is None or np.ndim(shown) != 4 or not len(shown):
+        return None
+    shown = np.asarray(shown)[:16]
+    columns = min(len(shown), 8)
+    rows = -(-len(shown) // columns)
+    size, gap, head = 1.25, 0.12, 0.65
+    figure = _figure(max((size + gap) * columns + 0.4, 6.2), (size + gap) * rows + head + 0.15)
+    width, height = figure.get_size_inches()
+    margin = (width - (size + gap) * columns + gap) / 2
+    for place, x in enumerate(shown):
+        row, column = divmod(place, columns)
+        left, top = margin + (size + gap) * column, height - head - (size + gap) * row
+        axes = figure.add_axes((left / width, (top - size) / height, size / width, size / height))
+        _image(axes, x, record.box, GRID)
+    _heading(figure, f"Proxies: {len(shown)} of the images that stood in for data", "the old answers were held on them")
     return figure
 
 

@@ -192,11 +192,13 @@ def versions() -> dict[str, str]:
 
 
 def _plain_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep what a method offers as numbers; of a batch of images say only how many there are."""
+    """Keep what a method offers as numbers; of images say only how many there are."""
     plain: dict[str, Any] = {}
     for name, value in extras.items():
         if isinstance(value, Batch):
             plain[name] = {"instances": int(np.sum(np.asarray(value.weight) > 0))}
+        elif np.ndim(value) == 4:
+            plain[name] = {"images": len(value)}
         elif all(np.size(leaf) <= 1024 for leaf in jax.tree.leaves(value)):
             plain[name] = value
     return plain
