@@ -1,6 +1,7 @@
 """Minimal edit on third-party CIFAR-10 ResNets: one JSON line a run.
 
     python -m experiments.minimal_edit_cifar10 --seeds 0-4 --k 16      # what the result file lacks
+    python -m experiments.minimal_edit_cifar10 --seeds 0-4 --requests 16    # 16 requests of k, one after another
     python -m experiments.minimal_edit_cifar10 --inversion 500 --only-inversion
     python -m experiments.minimal_edit_cifar10 --table                 # what it has, as Markdown
 
@@ -9,7 +10,10 @@ by original index. Settings are chosen on seeds 0 to 4; seeds 100 to 109 are kep
 for one evaluation after they are fixed. A run sees the model, the forget set
 and, with ``--inversion``, images made from the model; test and retain images
 are measured afterwards. D_r is measured on all retained training images with
-``--full``, else on the 5,000 of ``RandomState(12345)``.
+``--full``, else on the 5,000 of ``RandomState(12345)``. ``held_out_proxies``
+needs no data and is what settings are chosen by: agreement with the original
+network, and the Kullback-Leibler divergence from it, on 500 cut-and-paste
+images of the forget set that no run has seen.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ from jaxunlearn import _config, _tree, data, inference, loop, methods, proxies
 from jaxunlearn._types import Batch, Model, Problem
 
 SPEC = methods.get("minimal-edit")
-IDENTITY = ("arch", "goal", "k", "seed", "inversion", "settings", "full")
+IDENTITY = ("arch", "goal", "k", "requests", "seed", "inversion", "settings", "full")
 RESULTS = Path(__file__).parent / "results" / "minimal_edit_cifar10.jsonl"
 KEPT = Path(__file__).parents[1] / "runs" / "inversion"
 
@@ -75,32 +79,63 @@ def inversion_images(model: Model, arch: str, n: int) -> np.ndarray:
     return artefact.arrays["x"]
 
 
+def held_out_proxies(model: Model, original: Model, x: np.ndarray) -> dict[str, float]:
+    """Return how far a network has moved from the original on fresh cut-and-paste images."""
+    made = proxies.cutmix(jax.random.key(999), x, 500)
+    now, then = (jax.nn.log_softmax(inference.logits(net, made)) for net in (model, original))
+    return {
+        "kl": float((np.exp(then) * (then - now)).sum(1).mean()),
+        "agreement": float((now.argmax(1) == then.argmax(1)).mean()),
+    }
+
+
 def measure(
     name: dict[str, Any], model: Model, images: np.ndarray | None, measured: Measured, before: dict[str, float]
 ) -> dict[str, Any]:
-    """Do one run and return its JSON line."""
+    """Do one run, of one request or of several in a row, and return its JSON line."""
     source, k, seed = measured.source, name["k"], name["seed"]
-    rows = measured.by_number[np.random.RandomState(seed).permutation(50000)[:k]]
+    rows = measured.by_number[np.random.RandomState(seed).permutation(50000)[: k * name["requests"]]]
     x, y = source.images(rows), source.labels[rows]
     target = None
     if name["goal"] == "relabel":
-        target = (y + 1 + np.random.RandomState(seed).randint(0, 9, k)) % 10
+        target = (y + 1 + np.random.RandomState(seed).randint(0, 9, len(y))) % 10
+    every = Batch.of(x, y, target)
     config = _config.from_mapping(SPEC.Config, name["settings"])
-    problem = Problem(
-        model=model,
-        forget=Batch.of(x, y, target),
-        goal=name["goal"],
-        artefacts={} if images is None else {"proxies": images},
-    )
-    cpu, began = time.process_time(), time.perf_counter()
-    result = loop.unlearn(problem, method=SPEC, config=config, key=jax.random.key(seed))
-    cpu, wall = time.process_time() - cpu, time.perf_counter() - began
-    mirrored = inference.logits(result.model, x[:, :, ::-1]).argmax(1) == y
+    artefacts: dict[str, Any] = {} if images is None else {"proxies": images}
+    current, margins, requests, cpu, wall = model, [], [], 0.0, 0.0
+    for request in range(name["requests"]):
+        new = slice(k * request, k * (request + 1))
+        if request:
+            earlier = jax.tree.map(lambda leaf, end=new.start: leaf[:end], every)
+            artefacts |= {"held": earlier, "original": model}
+        problem = Problem(
+            model=current,
+            forget=Batch.of(x[new], y[new], None if target is None else target[new]),
+            goal=name["goal"],
+            artefacts=artefacts,
+        )
+        before_cpu, began = time.process_time(), time.perf_counter()
+        result = loop.unlearn(problem, method=SPEC, config=config, key=jax.random.key(seed))
+        cpu += time.process_time() - before_cpu
+        wall += time.perf_counter() - began
+        current = result.model
+        margins += [round(float(m), 3) for m in result.history["largest_margin"]]
+        if name["requests"] > 1:
+            answer = inference.logits(current, x[: new.stop]).argmax(1)
+            known = answer == y[: new.stop] if target is None else answer != target[: new.stop]
+            after = {"remembered": int(known.sum()), "test": measured.accuracy(current, rows)["test"]}
+            requests.append(after | {"steps": result.steps, "seconds": round(time.perf_counter() - began, 1)})
+            print(json.dumps({"request": request + 1} | requests[-1]), file=sys.stderr)
+    answer = inference.logits(current, x).argmax(1)
+    remembered = answer == y if target is None else answer != target
+    mirrored = inference.logits(current, x[:, :, ::-1]).argmax(1) == y
     return name | {
         "before": before,
-        "after": {"forget": float(1 - result.forgotten.mean()), **measured.accuracy(result.model, rows)},
+        "after": {"forget": float(remembered.mean()), **measured.accuracy(current, rows)},
+        "held_out_proxies": held_out_proxies(current, model, x),
         "mirror": float(mirrored.mean()),
-        "largest_margin": [round(float(m), 3) for m in result.history["largest_margin"]],
+        "largest_margin": margins,
+        "each_request": requests,
         "steps": result.steps,
         "stop_reason": result.stop_reason,
         "seconds": {"wall": round(wall, 1), "cpu": round(cpu, 1)},
@@ -130,8 +165,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         groups.setdefault(identity(row | {"seed": None}), []).append(row)
     lines = [
-        "| net | goal | k | proxies | seeds | max D_f | D_r mean, min | D_test mean, min | lost | mirror | s, CPU |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| net | goal | k | proxies | seeds | max D_f | D_r mean, min | D_test mean, min | lost | KL on unseen proxies "
+        "| mirror | s, CPU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in groups.values():
         first = group[0]
@@ -141,13 +177,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells = [
             first["arch"],
             first["goal"],
-            str(first["k"]),
+            str(first["k"]) if first["requests"] == 1 else f"{first['requests']} times {first['k']}",
             images + (f"; {settings}" if settings else ""),
             " ".join(str(row["seed"]) for row in group),
             f"{max(100 * row['after']['forget'] for row in group):.2f}",
             f"{statistics.fmean(retain):.2f} / {min(retain):.2f}" + ("" if first["full"] else " (5,000)"),
             f"{statistics.fmean(test):.2f} / {min(test):.2f}",
             f"{100 * first['before']['test'] - statistics.fmean(test):.2f}",
+            f"{statistics.fmean(row['held_out_proxies']['kl'] for row in group):.3f}",
             f"{100 * statistics.fmean(row['mirror'] for row in group):.1f}",
             f"{statistics.fmean(row['seconds']['wall'] for row in group):.0f}, "
             f"{statistics.fmean(row['seconds']['cpu'] for row in group):.0f}",
@@ -175,6 +212,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--arch", default="cifar_resnet20")
     parser.add_argument("--goal", default="misclassify")
     parser.add_argument("--k", type=int, default=16)
+    parser.add_argument("--requests", type=int, default=1, help="so many requests of k instances, one after another")
     parser.add_argument("--seeds", default="0", help="such as 0-4,7")
     parser.add_argument("--inversion", type=int, default=0, help="images made from the network, half of the proxies")
     parser.add_argument("--only-inversion", action="store_true", help="make those images and stop")
@@ -191,7 +229,8 @@ def main(argv: list[str] | None = None) -> None:
     pairs = [item.split("=", 1) for item in args.set]
     settings = {name: type(defaults[name])(value) for name, value in pairs}
     done = {identity(row) for row in rows}
-    shared = dict(arch=args.arch, goal=args.goal, k=args.k, inversion=args.inversion, settings=settings, full=args.full)
+    names = ("arch", "goal", "k", "requests", "inversion", "full")
+    shared = {name: getattr(args, name) for name in names} | {"settings": settings}
     todo = [shared | {"seed": seed} for seed in numbers(args.seeds)]
     todo = [name for name in todo if identity(name) not in done]
     if not todo and not args.only_inversion:

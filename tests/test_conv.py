@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,25 @@ def test_per_example_and_second_order_gradients(case):
     for of in (jax.grad(loss), curvature):
         ours, theirs = (jax.vmap(lambda x, f=f: of(w, x, f))(x) for f in (_conv.conv_general_dilated, _plain))
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride"),
+    [*itertools.product([(1, 1), (3, 3), (5, 5)], [(1, 1), (2, 2)]), ((3, 5), (1, 2))],
+)
+def test_weight_gradient_of_each_image_on_its_own(kernel, stride):
+    padding = (2, 0), (1, 3)
+    keys = jax.random.split(jax.random.key(1), 3)
+    x, w = jax.random.normal(keys[0], (3, 7, 9, 2)), jax.random.normal(keys[1], (*kernel, 2, 4))
+    dy = jax.random.normal(keys[2], _plain(x, w, stride, padding).shape)
+
+    def loss(w, x, dy, f):
+        return jnp.vdot(dy, f(x[None], w, stride, padding)[0])
+
+    ours, theirs = (
+        jax.vmap(lambda x, dy, f=f: jax.grad(loss)(w, x, dy, f))(x, dy) for f in (_conv.conv_general_dilated, _plain)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * float(jnp.abs(theirs).max()))
 
 
 def test_other_options_fall_back():

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import _config, curvature, loop, methods, testing
+from jaxunlearn import _config, checkpoint, curvature, loop, methods, testing
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem
-from jaxunlearn.methods import _minimal_edit_constraints as constraints
+from jaxunlearn.methods import _minimal_edit_constraints as constraints, _minimal_edit_pool as pools
 from jaxunlearn.methods.minimal_edit import MinimalEdit
 
 SPEC = methods.get("minimal-edit")
@@ -65,11 +66,20 @@ def test_linear_model_meets_every_constraint_in_one_step():
     np.testing.assert_allclose(result.history["predicted_margin"], [-0.5], atol=1e-4)
 
 
-def test_linear_edit_is_the_smallest_change_on_the_proxies():
+def kronecker(g, ridge=1e-2):
+    """Return S of gradients (n, r, c), as the explicit matrix on flattened weights."""
+    left, right = np.mean([a @ a.T for a in g], axis=0), np.mean([a.T @ a for a in g], axis=0)
+    damped = [a + ridge * np.mean(np.linalg.eigvalsh(a)) * np.eye(len(a)) for a in (left, right)]
+    return np.kron(*damped) / np.trace(left)
+
+
+@pytest.mark.parametrize(("metric", "damping"), [("euclidean", 1e-3), ("kronecker", 1e-3), ("kronecker", 1.0)])
+def test_linear_edit_is_the_smallest_change_on_the_proxies(metric, damping):
     """Against an explicit solve in weights, where the proxies span them: least squares on what is held."""
     problem = linear_problem(k=2, features=4, classes=3)
-    unlearner = MinimalEdit(SPEC.Config(**ONE_STEP | dict(proxies=200, metric="euclidean")))
-    values = _config.traced(unlearner.config) | {"damping": jnp.float32(1e-3)}
+    settings = ONE_STEP | dict(proxies=200) | ({} if metric == "kronecker" else dict(metric=metric))
+    unlearner = MinimalEdit(SPEC.Config(**settings))
+    values = _config.traced(unlearner.config) | {"damping": jnp.float32(damping)}
     state = unlearner.prepare(jax.random.key(0), problem, values)
     new, _ = unlearner.step(jax.random.key(1), state, state.forget)
     d = np.asarray(new.model.params["kernel"] - state.model.params["kernel"], np.float64).ravel()
@@ -84,7 +94,10 @@ def test_linear_edit_is_the_smallest_change_on_the_proxies():
     y, rival = np.argsort(z, axis=1)[:, -1], np.argsort(z, axis=1)[:, -2]
     A = directional(np.asarray(problem.forget.x), np.eye(3)[y] - np.eye(3)[rival])
     required = z[[0, 1], y] - z[[0, 1], rival] + 0.5
-    H = R.T @ R + 1e-3 * np.mean(np.sum(R**2, axis=1)) * np.eye(12)
+    # Every third proxy: 66 of 200, so many as make 64 and no fewer.
+    S = kronecker(R[::3].reshape(-1, 4, 3)) if metric == "kronecker" else np.eye(12)
+    size = np.mean(np.einsum("np,pq,nq->n", R, np.linalg.inv(S), R))  # of a proxy row, where S is the identity
+    H = R.T @ R + damping * size * S
     inverse = np.linalg.inv(H)
     both = -inverse @ A.T @ np.linalg.solve(A @ inverse @ A.T, required)
     assert (np.linalg.solve(A @ inverse @ A.T, required) > 0).all()  # both rows are active
@@ -102,10 +115,12 @@ def test_an_instance_past_the_margin_is_never_pulled_back_over_it():
     assert (after <= -0.05 + 1e-3).all()
 
 
-@pytest.mark.parametrize("microbatch_size", [3, 16])
-def test_stored_rows_and_products_give_the_same_edit(microbatch_size):
+@pytest.mark.parametrize(
+    ("microbatch_size", "settings"), [(3, {}), (16, {}), (3, dict(metric="euclidean"))], ids=["3", "16", "euclidean"]
+)
+def test_stored_rows_and_products_give_the_same_edit(microbatch_size, settings):
     problem = testing.tiny_problem(0)
-    config = SPEC.Config(**ONE_STEP)
+    config = SPEC.Config(**ONE_STEP, **settings)
     stored, _ = step_of(MinimalEdit(config), problem)
     free, _ = step_of(MinimalEdit(config, microbatch_size, row_bytes=40 * 4 * 50), problem)
     stored, free = (np.concatenate([leaf.ravel() for leaf in jax.tree.leaves(d)]) for d in (stored, free))
@@ -121,6 +136,66 @@ def test_a_whole_run_is_the_same_without_stored_rows():
     ]
     assert [result.stop_reason for result in results] == ["forgotten"] * 2
     np.testing.assert_allclose(results[0].history["edit_norm"], results[1].history["edit_norm"], rtol=1e-3)
+
+
+def test_a_loaded_run_makes_the_same_metric_and_rows_again(tmp_path, monkeypatch):
+    """Between two refreshes: at the weights and proxies of the last one, not at the current weights."""
+    problem, made = testing.tiny_problem(1), {"inverse_root": [], "inner_products": []}
+
+    def spy(kept, original, *args, **kwargs):
+        kept.append(original(*args, **kwargs))
+        return kept[-1]
+
+    for name, kept in made.items():
+        monkeypatch.setattr(curvature, name, partial(spy, kept, getattr(curvature, name)))
+    whole = run(problem, refresh_every=3)
+    metrics, grams = (list(kept) for kept in made.values())
+    assert len(metrics) == 1 + (whole.steps - 1) // 3  # one for each pool
+
+    def stop_at_four(event):
+        if event.steps >= 4:
+            raise KeyboardInterrupt
+
+    config = SPEC.Config(proxies=64, refresh_every=3)
+    part = loop.unlearn(problem, method=SPEC, config=config, key=jax.random.key(0), callback=stop_at_four)
+    checkpoint.save_state(tmp_path / "state", part.state)
+    loaded = checkpoint.load_state(tmp_path / "state", like=part.state)
+    for kept in made.values():
+        kept.clear()
+    rest = run(problem, refresh_every=3, resume=loaded)
+    jax.tree.map(np.testing.assert_array_equal, made["inverse_root"][0], metrics[1])
+    assert any(np.array_equal(made["inner_products"][0], gram) for gram in grams)
+    assert rest.steps == whole.steps
+    jax.tree.map(np.testing.assert_array_equal, rest.model.params, whole.model.params)
+
+
+@pytest.mark.parametrize("where", ["inverse_root", "inner_products"])
+def test_an_interrupted_step_leaves_nothing_half_made(where, monkeypatch):
+    problem = linear_problem(9)
+    unlearner = MinimalEdit(SPEC.Config(proxies=32, refresh_every=2))
+    state = unlearner.prepare(jax.random.key(0), problem, _config.traced(unlearner.config))
+    state, _ = unlearner.step(jax.random.key(1), state, state.forget)
+    expected = unlearner.step(jax.random.key(2), state, state.forget)[0].model.params["kernel"]
+    pools.drop_rows()  # as in a process that has just loaded the state
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(curvature, where, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            unlearner.step(jax.random.key(2), state, state.forget)
+    again = unlearner.step(jax.random.key(2), state, state.forget)[0].model.params["kernel"]
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_the_euclidean_metric_is_another_edit_and_asks_for_no_moments(monkeypatch):
+    problem = linear_problem(13)
+    kernel = run(problem).model.params["kernel"]
+    monkeypatch.setattr(curvature, "second_moments", None)
+    result = run(problem, metric="euclidean")
+    assert result.stop_reason == "forgotten"
+    assert not np.allclose(result.model.params["kernel"], kernel, atol=1e-3)
 
 
 def test_first_steps_ask_for_a_share_of_the_way():
@@ -241,14 +316,15 @@ def test_padding_is_no_instance():
 
 
 def test_earlier_requests_stay_forgotten():
-    both = linear_problem(12, k=8)
+    both = linear_problem(14, k=8)
     halves = [Batch.of(both.forget.x[i : i + 4], both.forget.y[i : i + 4]) for i in (0, 4)]
     first = run(dataclasses.replace(both, forget=halves[0]))
     second = dataclasses.replace(
         both, model=first.model, forget=halves[1], artefacts={"held": halves[0], "original": both.model}
     )
-    undone = run(dataclasses.replace(second, artefacts={}), metric="euclidean")
-    assert margins(undone.model, halves[0]).max() > 0  # what this request does without them
+    undone = run(dataclasses.replace(second, artefacts={}))
+    assert margins(first.model, halves[0]).max() < 0
+    assert margins(undone.model, halves[0]).max() > 1  # what this request does without them
     result = run(second)
     assert margins(result.model, both.forget).max() <= -0.5 + 1e-2
     assert result.state.inner.original is both.model
@@ -314,5 +390,7 @@ def test_config_says_what_is_wrong():
         run(linear_problem(), layers="layer9, kernel")
     with pytest.raises(ValueError, match="towards must be one of 'runner-up', 'any'; got 'away'"):
         SPEC.Config(towards="away")
+    with pytest.raises(ValueError, match="metric must be one of 'kronecker', 'euclidean'; got 'fisher'"):
+        SPEC.Config(metric="fisher")
     with pytest.raises(ValueError, match="finishing_steps must be at least 1; got 0"):
         SPEC.Config(finishing_steps=0)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -167,3 +170,113 @@ def test_rows_and_sizes_are_checked():
     with pytest.raises(ValueError, match="microbatch_size must be at least 1; got 0"):
         _repeat.chunk_size(3, 0)
     assert _repeat.chunk_size(3, 8, exact=True) == 3
+
+
+cpu_only = pytest.mark.skipif(jax.default_backend() != "cpu", reason="threads are for CPUs")
+
+
+class Read:
+    """Items that know how many of them were read."""
+
+    def __init__(self, n=None):
+        self.read, self.n = 0, n
+
+    def __iter__(self):
+        for i in itertools.count() if self.n is None else range(self.n):
+            self.read += 1
+            yield i
+
+
+@given(items=st.lists(st.integers()), cores=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_ahead_is_map(items, cores):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_repeat.os, "cpu_count", lambda: cores)
+        assert list(_repeat.ahead(lambda item: item + 1, items)) == [item + 1 for item in items]
+
+
+@cpu_only
+def test_ahead_keeps_the_order_where_a_later_item_is_done_first(monkeypatch):
+    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 2)
+    later = threading.Event()
+
+    def work(item):
+        if item == 0:
+            assert later.wait(60), "one item at a time"
+        if item == 1:
+            later.set()
+        return item
+
+    assert list(_repeat.ahead(work, range(5))) == [0, 1, 2, 3, 4]
+
+
+@cpu_only
+@pytest.mark.parametrize("cores", [1, 3])
+def test_ahead_reads_little_ahead(monkeypatch, cores):
+    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: cores)
+    items = Read(50)
+    lead = [items.read - done for done, _ in enumerate(_repeat.ahead(abs, items), 1)]
+    assert len(lead) == 50
+    assert lead[:-1] == sorted(lead[:-1], reverse=True)
+    assert max(lead) == 2 * cores
+
+
+def test_ahead_elsewhere_than_on_cpu_is_a_plain_map(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    items, here = Read(), threading.current_thread()
+    results = _repeat.ahead(lambda item: threading.current_thread(), items)
+    assert [next(results) for _ in range(3)] == [here] * 3
+    assert items.read == 3
+
+
+@cpu_only
+def test_ahead_raises_at_the_place_of_the_item(monkeypatch):
+    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 2)
+    before, items = set(threading.enumerate()), Read(100)
+    results = _repeat.ahead(lambda item: 1 // (item - 7), items)
+    assert [next(results) for _ in range(7)] == [-1] * 7
+    with pytest.raises(ZeroDivisionError):
+        next(results)
+    assert items.read <= 7 + 1 + 2 * 2
+    assert set(threading.enumerate()) <= before
+
+
+@cpu_only
+def test_ahead_closed_early_reads_no_more_and_drops_what_waits(monkeypatch):
+    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 1)
+    before, items, done = set(threading.enumerate()), Read(), []
+    hold = threading.Event()
+
+    def work(item):
+        if item == 1:
+            threading.Timer(0.1, hold.set).start()  # by then the rest is cancelled
+        if item > 0:
+            hold.wait(60)
+        done.append(item)
+
+    results = _repeat.ahead(work, items)
+    next(results)
+    assert items.read == 3
+    results.close()
+    assert items.read == 3
+    assert done in ([0], [0, 1])  # the one that was running was waited for
+    hold.set()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(60)
+    assert set(threading.enumerate()) <= before
+    assert done in ([0], [0, 1])
+
+
+@cpu_only
+def test_ahead_works_under_the_settings_of_its_caller():
+    def settings_there(value):
+        array = jnp.asarray(value)
+        return array.dtype, array.device, jax.config.jax_default_matmul_precision
+
+    outside = settings_there(1.0)
+    device = jax.devices()[-1]
+    with jax.enable_x64(True), jax.default_device(device), jax.default_matmul_precision("highest"):
+        inside = settings_there(1.0)
+        assert inside == (np.float64, device, "highest")
+        assert list(_repeat.ahead(settings_there, [1.0] * 5)) == [inside] * 5
+    assert list(_repeat.ahead(settings_there, [1.0] * 5)) == [outside] * 5

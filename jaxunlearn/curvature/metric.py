@@ -104,7 +104,7 @@ def origin(params: Params, paths: tuple[str, ...]) -> dict[str, Array]:
 
 
 def _matrix(tensor: Array) -> Array:
-    return tensor.reshape(-1, tensor.shape[-1])
+    return tensor.reshape(-1, tensor.shape[-1] if tensor.ndim else 1)
 
 
 def _scale(left: Array, right: Array, tensor: Array) -> Array:
@@ -121,7 +121,7 @@ def _moments(jacobian: Jacobian, params: Params, context: PyTree, chunk: PyTree,
 
 
 def _outer(grad: Array) -> tuple[Array, Array]:
-    g = grad.reshape(grad.shape[0], -1, grad.shape[-1])
+    g = jax.vmap(_matrix)(grad)
     left = jnp.einsum("nrc,nsc->rs", g, g) if g.shape[1] <= MAX_SIDE else jnp.einsum("nrc,nrc->r", g, g)
     right = jnp.einsum("nrc,nrd->cd", g, g) if g.shape[2] <= MAX_SIDE else jnp.einsum("nrc,nrc->c", g, g)
     return left, right

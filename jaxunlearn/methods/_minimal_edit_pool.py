@@ -91,20 +91,18 @@ class _Latest(threading.local):
         self.clear()
 
     def clear(self) -> None:
-        self.key: tuple[Any, ...] = ()
         self.pool: weakref.ref[Any] | None = None
+        self.jacobian: curvature.Jacobian | None = None
         self.metric: curvature.Metric = {}
         self.rows: Any = None
         self.gram = np.zeros((0, 0))
 
-    def open(self, pool: Pool, *key: Any) -> bool:
-        """Return whether it is of this pool; else forget what there is, but for the rows' memory."""
-        if self.pool is not None and self.pool() is pool.x and self.key == key:
-            return True
-        memory = self.rows
-        self.clear()
-        self.rows, self.key, self.pool = memory, key, weakref.ref(pool.x, lambda _: self.clear())
-        return False
+    def is_of(self, jacobian: curvature.Jacobian, pool: Pool) -> bool:
+        return self.pool is not None and self.pool() is pool.x and self.jacobian == jacobian
+
+    def seal(self, jacobian: curvature.Jacobian, pool: Pool) -> None:
+        """Say whose it is, once all is there: an interrupted computation is nobody's."""
+        self.jacobian, self.pool = jacobian, weakref.ref(pool.x, lambda _: self.clear())
 
 
 _metric, _rows = _Latest(), _Latest()
@@ -112,10 +110,12 @@ _metric, _rows = _Latest(), _Latest()
 
 def metric(jacobian: curvature.Jacobian, pool: Pool, params: Params, model_state: Params) -> curvature.Metric:
     """Return what makes the pool's gradients about white, from a quarter of them; kept as `stored` keeps rows."""
-    if not _metric.open(pool, jacobian):
+    if not _metric.is_of(jacobian, pool):
+        _metric.clear()
         some = slice(None, None, max(min(len(pool.x) // SAMPLE, 4), 1))
         moments = curvature.second_moments(jacobian, params, model_state, (pool.x[some], pool.direction[some]))
         _metric.metric = curvature.inverse_root(moments)
+        _metric.seal(jacobian, pool)
     return _metric.metric
 
 
@@ -126,11 +126,13 @@ def stored(jacobian: curvature.Jacobian, pool: Pool, part: curvature.Part) -> tu
     is called, so that a state stays small enough to be saved; a loaded state
     makes them again.
     """
-    if not _rows.open(pool, jacobian):
+    if not _rows.is_of(jacobian, pool):
         old, shape = _rows.rows, (len(pool.x), curvature.width(part.params, jacobian.paths))
         usable = isinstance(old, np.ndarray) and old.shape == shape and old.dtype == np.float32
+        _rows.clear()
         _rows.rows = jacobian.rows(*part, out=old if usable else None, label="curvature")
         _rows.gram = curvature.inner_products(_rows.rows)
+        _rows.seal(jacobian, pool)
     return _rows.rows, _rows.gram
 
 
