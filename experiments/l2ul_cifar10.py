@@ -36,8 +36,8 @@ SETS = ("listed", "random-1", "random-2")
 SEEDS = (0, 1, 2)
 PRESETS = ("published", "default")
 K = 16
-#: The authors' code on the same weights, D_r and D_test in %, as issue 3 of this project quotes it: the
-#: listed set, then two other random sets of 16 (not ours).
+#: The authors' code on the same weights, D_r and D_test in %, run before this project began: the listed set,
+#: then two other random sets of 16 (not ours).
 AUTHORS = {
     "neggrad": ((51.8, 50.8), (19.2, 18.7), (32.9, 32.0)),
     "adv": ((76.8, 73.5), (71.2, 67.5), (60.2, 57.7)),

@@ -19,7 +19,7 @@ from jaxunlearn.report import figures, folder, page, record, tables
 from tests import tiny
 
 C = 10
-FIELDS = {  # issue 3: "results.json has at least ..."
+FIELDS = {  # what readers of results.json may count on
     "schema_version", "before", "after", "instances", "stop_reason", "steps", "seconds", "config", "goal", "method",
     "seed", "versions", "extras",
 }  # fmt: skip
