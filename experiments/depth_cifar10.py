@@ -42,7 +42,7 @@ def measure(
 ) -> dict[str, Any]:
     """Do one run and return its JSON line."""
     spec, k, seed = methods.get(name["method"]), name["k"], name["seed"]
-    rows = measured.by_number[np.random.RandomState(seed).permutation(50000)[:k]]
+    rows = measured.forget(seed, k)
     x, y = measured.source.images(rows), measured.source.labels[rows]
     config = _config.from_mapping(spec.Config, name["settings"])
     artefacts = {} if images is None else {"proxies": images}

@@ -6,7 +6,8 @@
     python -m experiments.minimal_edit_cifar10 --table                 # what it has, as Markdown
 
 The forget set of seed s is the first k of ``RandomState(s).permutation(50000)``,
-by original index. Settings are chosen on seeds 0 to 4; seeds 100 to 109 are kept
+by original index (``--arch small_cnn``, a network without BatchNorm: of its own
+training images). Settings are chosen on seeds 0 to 4; seeds 100 to 109 are kept
 for one evaluation after they are fixed. A run sees the model, the forget set
 and, with ``--inversion``, images made from the model; test and retain images
 are measured afterwards. D_r is measured on all retained training images with
@@ -31,26 +32,39 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import real
+from experiments import real, small_cnn
 from jaxunlearn import _config, _tree, data, inference, loop, methods, proxies
 from jaxunlearn._types import Batch, Model, Problem
 
 SPEC = methods.get("minimal-edit")
 IDENTITY = ("arch", "goal", "k", "requests", "seed", "inversion", "settings", "full")
 RESULTS = Path(__file__).parent / "results" / "minimal_edit_cifar10.jsonl"
+#: The network without BatchNorm.
+SMALL = "small_cnn"
 KEPT = Path(__file__).parents[1] / "runs" / "inversion"
 
 
 class Measured:
-    """Images that runs are measured on, read once."""
+    """Images that runs are measured on, read once.
 
-    def __init__(self, source: data.Source, *, full: bool):
-        every = np.array([source.row_of(f"train_{i}") for i in range(50000)])
-        self.by_number, self.source = every, source
-        order = np.random.RandomState(12345).permutation(50000)
-        self.retain = every if full else every[order[:5000]]
-        self.test = source.splits["test"]
+    Attributes:
+      members: rows that the network was trained on; forget sets are drawn from them.
+      retain, test: rows that are measured; forgotten ones are left out later.
+    """
+
+    def __init__(self, source: data.Source, *, arch: str = "", full: bool):
+        self.source = source
+        train, test = ([f"{name}_{i}" for i in range(n)] for name, n in (("train", 50000), ("test", 10000)))
+        rows = np.array([source.row_of(name) for name in train + test])
+        part = small_cnn.part() if arch == SMALL else np.repeat(("train", "test"), (50000, 10000))
+        self.members, self.test = rows[part == "train"], rows[part == "test"]
+        order = np.random.RandomState(12345).permutation(len(self.members))
+        self.retain = self.members if full else self.members[order[:5000]]
         self.images = {name: source.images(getattr(self, name)) for name in ("retain", "test")}
+
+    def forget(self, seed: int, k: int) -> np.ndarray:
+        """Return the rows of a forget set."""
+        return self.members[np.random.RandomState(seed).permutation(len(self.members))[:k]]
 
     def accuracy(self, model: Model, forget: np.ndarray) -> dict[str, float]:
         """Return the share of retained and test images that the model gets right."""
@@ -94,7 +108,7 @@ def measure(
 ) -> dict[str, Any]:
     """Do one run, of one request or of several in a row, and return its JSON line."""
     source, k, seed = measured.source, name["k"], name["seed"]
-    rows = measured.by_number[np.random.RandomState(seed).permutation(50000)[: k * name["requests"]]]
+    rows = measured.forget(seed, k * name["requests"])
     x, y = source.images(rows), source.labels[rows]
     target = None
     if name["goal"] == "relabel":
@@ -235,14 +249,14 @@ def main(argv: list[str] | None = None) -> None:
     todo = [name for name in todo if identity(name) not in done]
     if not todo and not args.only_inversion:
         return
-    model = real.network(args.arch)
+    model = small_cnn.network() if args.arch == SMALL else real.network(args.arch)
     images = inversion_images(model, args.arch, args.inversion) if args.inversion else None
     if args.only_inversion:
         return
     args.out.parent.mkdir(parents=True, exist_ok=True)
     if rows:
         args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measured = Measured(real.cifar10(), full=args.full)
+    measured = Measured(real.cifar10(), arch=args.arch, full=args.full)
     before = measured.accuracy(model, np.zeros(0, int))
     for name in todo:
         row = measure(name, model, images, measured, before)
