@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,33 @@ def test_weight_gradient_of_each_image_on_its_own(kernel, stride):
         jax.vmap(lambda x, dy, f=f: jax.grad(loss)(w, x, dy, f))(x, dy) for f in (_conv.conv_general_dilated, _plain)
     )
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), (1, 1)), ((3, 3), (2, 2)), ((1, 5), (2, 1))])
+def test_depthwise_value_and_gradients(kernel, stride):
+    padding, groups = ((0, 1), (2, 1)), 6
+    keys = jax.random.split(jax.random.key(3), 3)
+    x, w = jax.random.normal(keys[0], (3, 9, 8, groups)), jax.random.normal(keys[1], (*kernel, 1, groups))
+
+    def ours(w, x):
+        return _conv.conv_general_dilated(x, w, stride, padding, feature_group_count=groups)
+
+    def plain(w, x):
+        options = dict(feature_group_count=groups, dimension_numbers=_conv._CANONICAL)
+        return jax.lax.conv_general_dilated(x, w, stride, padding, **options)
+
+    dy = jax.random.normal(keys[2], plain(w, x).shape)
+
+    @partial(jax.jit, static_argnums=0)
+    def outcomes(f):
+        y, back = jax.vjp(f, w, x)
+        each = jax.vmap(jax.grad(lambda w, x, dy: jnp.vdot(dy, f(w, x[None])[0])), in_axes=(None, 0, 0))(w, x, dy)
+        tangent = jax.jvp(f, (w, x), (w + 1, x - 1))[1]
+        return y, *back(dy), each, tangent
+
+    for mine, theirs in zip(outcomes(ours), outcomes(plain), strict=True):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6 * float(jnp.abs(theirs).max()))
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(ours)(w, x))
 
 
 def test_other_options_fall_back():

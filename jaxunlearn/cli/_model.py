@@ -70,11 +70,11 @@ def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> M
     tensors = convert.read_state_dict(path)
     # The weights know how many classes there are; the data may show only some of them.
     head = models.from_recipe(recipe, abstract=True).spec.head
-    last = tensors.get(".".join((*head, "weight"))) if head else None
-    if last is not None and last.ndim >= 1 and len(last) != dict(recipe.kwargs)["num_classes"]:
-        recipe = models.recipe(args.arch, num_classes=len(last), mean=args.mean, std=args.std)
+    count = convert.classes(tensors, head) if head else None
+    if count not in (None, dict(recipe.kwargs)["num_classes"]):
+        recipe = models.recipe(args.arch, num_classes=count, mean=args.mean, std=args.std)
     try:
-        return convert.from_torch(tensors, models.from_recipe(recipe, abstract=True))
+        return convert.from_named(tensors, models.from_recipe(recipe, abstract=True))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 

@@ -1,22 +1,24 @@
-"""Foreign weights, both ways: PyTorch state dicts and Flax variables.
+"""Foreign weights: PyTorch state dicts, both ways, and Keras weights to Flax variables.
 
-The layout is mechanical. The path ``layer1_0/conv1/kernel`` is the tensor
-``layer1.0.conv1.weight``; its last step decides what happens to the axes:
+The layout is mechanical (`jaxunlearn.convert.layouts`). The path
+``layer1_0/conv1/kernel`` is PyTorch's tensor ``layer1.0.conv1.weight`` and
+Keras's ``layer1_0/conv1/kernel``; its last step decides what happens to the axes:
 
-=============  ================  ==========================================
-Flax           PyTorch           axes
-=============  ================  ==========================================
-``kernel``     ``weight``        (out, in, *spatial) <-> (*spatial, in, out)
-``scale``      ``weight``        as they are
-``bias``       ``bias``          as they are
-``mean``       ``running_mean``  as they are
-``var``        ``running_var``   as they are
-=============  ================  ==========================================
+=============  ================  ============================================  ===================
+Flax           PyTorch           axes                                          Keras
+=============  ================  ============================================  ===================
+``kernel``     ``weight``        (out, in, *spatial) <-> (*spatial, in, out)   ``kernel``
+``scale``      ``weight``        as they are                                   ``gamma``
+``bias``       ``bias``          as they are                                   ``bias``, ``beta``
+``mean``       ``running_mean``  as they are                                   ``moving_mean``
+``var``        ``running_var``   as they are                                   ``moving_variance``
+=============  ================  ============================================  ===================
+
+Keras's axes are Flax's; of its ``depthwise_kernel`` alone the last two change places.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,12 @@ import numpy as np
 
 from jaxunlearn import _tree
 from jaxunlearn._types import Model, Recipe
+from jaxunlearn.convert import layouts
 from jaxunlearn.convert.files import as_numpy, read_state_dict, strip_prefix
+from jaxunlearn.convert.layouts import KERAS, TORCH, Layout, torch_name
 
-__all__ = ["from_torch", "load_weights", "read_state_dict", "to_torch"]
+__all__ = ["classes", "from_keras", "from_named", "from_torch", "load_weights", "read_state_dict", "to_torch"]
 
-_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _IGNORED = "num_batches_tracked"
 
 
@@ -57,10 +60,41 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
     True
     """
     tensors = {k: as_numpy(k, v) for k, v in strip_prefix(state_dict).items() if k.rsplit(".", 1)[-1] != _IGNORED}
+    return _fill(TORCH, tensors, model)
+
+
+def from_keras(weights: Mapping[str, Any], model: Model) -> Model:
+    """Fill a model's weights and statistics from arrays by Keras's names, such as ``conv1_bn/gamma``.
+
+    Args:
+      weights: arrays by layer and variable, joined by a slash; a ``:0`` at the end is ignored.
+      model: the network to fill; its module paths are Keras's layer names.
+
+    Returns, Raises: as `from_torch`.
+    """
+    return _fill(KERAS, {name.removesuffix(":0"): as_numpy(name, value) for name, value in weights.items()}, model)
+
+
+def from_named(tensors: Mapping[str, Any], model: Model) -> Model:
+    """Fill a model by `from_keras` where names have slashes, else by `from_torch`."""
+    return (from_keras if layouts.of(tensors) is KERAS else from_torch)(tensors, model)
+
+
+def classes(tensors: Mapping[str, np.ndarray], head: tuple[str, ...]) -> int | None:
+    """Return how many classes weights are for, by the classifier layer's tensor; None if it is not there.
+
+    >>> classes({"fc.weight": np.zeros((7, 64))}, ("fc",)), classes({"fc/kernel": np.zeros((64, 7))}, ("fc",))
+    (7, 7)
+    """
+    layout = layouts.of(tensors)
+    last = tensors.get(layout.separator.join((*head, layout.kernel)))
+    return last.shape[layout.class_axis] if last is not None and last.ndim else None
+
+
+def _fill(layout: Layout, tensors: Mapping[str, np.ndarray], model: Model) -> Model:
     template = {**_tree.flatten_paths(model.params), **_tree.flatten_paths(_state(model))}
-    wanted = {torch_name(path): path for path in template}
-    shapes = {name: _torch_shape(path, np.shape(template[path])) for name, path in wanted.items()}
-    _check_fit(tensors, shapes, model)
+    wanted = layout.tensors({path: np.shape(leaf) for path, leaf in template.items()}, tensors)
+    _check_fit(layout, tensors, dict(wanted.values()), model)
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
             raise ValueError(f"tensor {name!r} must be floating point; got {tensor.dtype}")
@@ -70,7 +104,7 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
 
     def fill(path: str, leaf: Any) -> Any:
         # A copy: JAX may alias NumPy's memory, and with it a PyTorch module that goes on training.
-        return jnp.array(_to_flax(path, tensors[torch_name(path)]), leaf.dtype, copy=True)
+        return jnp.array(layout.to_flax(path, tensors[wanted[path][0]], leaf.shape), leaf.dtype, copy=True)
 
     state = dict(model.model_state)
     if "batch_stats" in state:
@@ -91,7 +125,8 @@ def to_torch(model: Model) -> dict[str, np.ndarray]:
     if recipe is not None and recipe.wrappers:
         raise ValueError(f"a wrapped network cannot be exported: {', '.join(recipe.wrappers)} would be lost")
     leaves = {**_tree.flatten_paths(model.params), **_tree.flatten_paths(_state(model))}
-    return {torch_name(path): np.array(_to_torch(path, np.asarray(leaf)), order="C") for path, leaf in leaves.items()}
+    arrays = {path: layouts.to_torch(path, np.asarray(leaf)) for path, leaf in leaves.items()}
+    return {torch_name(path): np.array(array, order="C") for path, array in arrays.items()}
 
 
 def load_weights(path: str | Path, recipe: Recipe, build: Callable[..., Model]) -> Model:
@@ -103,62 +138,39 @@ def load_weights(path: str | Path, recipe: Recipe, build: Callable[..., Model]) 
       build: ``build(recipe, abstract=True) -> Model``, such as `jaxunlearn.models.from_recipe`.
 
     Raises:
-      OSError, ValueError: as `read_state_dict` and `from_torch`, with the file's name.
+      OSError, ValueError: as `read_state_dict` and `from_named`, with the file's name.
     """
     template = build(recipe, abstract=True)
     tensors = read_state_dict(path)
     try:
-        return from_torch(tensors, template)
+        return from_named(tensors, template)
     except ValueError as error:
         raise ValueError(f"{Path(path).name}: {error}") from None
-
-
-def torch_name(path: str) -> str:
-    """Return PyTorch's name of a parameter path.
-
-    >>> torch_name("layer1_0/downsample_1/var")
-    'layer1.0.downsample.1.running_var'
-    """
-    *modules, leaf = path.split("/")
-    if leaf not in _LEAVES:
-        raise ValueError(
-            f"parameter {path!r} has no counterpart in PyTorch: its last step is none of {', '.join(_LEAVES)}"
-        )
-    return ".".join([*(re.sub(r"_(\d+)$", r".\1", name) for name in modules), _LEAVES[leaf]])
-
-
-def _to_flax(path: str, array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, (1, 0), (-2, -1)) if path.endswith("kernel") else array
-
-
-def _to_torch(path: str, array: np.ndarray) -> np.ndarray:
-    return np.moveaxis(array, (-1, -2), (0, 1)) if path.endswith("kernel") else array
-
-
-def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (shape[-1], shape[-2], *shape[:-2]) if path.endswith("kernel") else shape
 
 
 def _state(model: Model) -> Mapping[str, Any]:
     others = [name for name in model.model_state if name != "batch_stats"]
     if others:
-        raise ValueError(f"model_state {others[0]!r} has no counterpart in PyTorch; only 'batch_stats' has")
+        raise ValueError(f"model_state {others[0]!r} has no counterpart elsewhere; only 'batch_stats' has")
     return model.model_state.get("batch_stats", {})
 
 
-def _check_fit(tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], model: Model) -> None:
+def _check_fit(
+    layout: Layout, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], model: Model
+) -> None:
     """Raise a ValueError that names the first tensor that does not fit, and what else is wrong."""
     recipe = model.spec.recipe
     network = "the network" if recipe is None else recipe.arch
     for name, tensor in tensors.items():
         if name in shapes and tensor.shape != shapes[name]:
             text = f"{name} has shape {tensor.shape}, the network needs {shapes[name]}"
-            head = ".".join(model.spec.head or ())
-            if name in (f"{head}.weight", f"{head}.bias") and tensor.shape[1:] == shapes[name][1:]:
-                classes = (
-                    f"the weights are for {tensor.shape[0]} classes, {network} is built for {model.spec.num_classes}"
+            layer, axis = name.rpartition(layout.separator)[0], layout.class_axis
+            rest, needed = (np.delete(shape, axis).tolist() for shape in (tensor.shape, shapes[name]))
+            if layer == layout.separator.join(model.spec.head or ()) and rest == needed:
+                count = tensor.shape[axis]
+                raise ValueError(
+                    f"the weights are for {count} classes, {network} is built for {model.spec.num_classes} ({text})"
                 )
-                raise ValueError(f"{classes} ({text})")
             raise ValueError(f"the weights do not fit {network}: {text}")
     missing = [name for name in shapes if name not in tensors]
     unexpected = [name for name in tensors if name not in shapes]

@@ -17,6 +17,7 @@ import jax
 from jaxunlearn import _validate
 from jaxunlearn._types import Array, Model, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
+from jaxunlearn.models.mobilenet import MobileNetV1
 from jaxunlearn.models.resnet import ResNet
 
 __all__ = ["from_recipe", "names", "recipe"]
@@ -30,11 +31,14 @@ class _Arch(NamedTuple):
     input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    network: type[nn.Module] = ResNet
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 _DIGITS = ((0.3053,), (0.3760,))
+#: From [0, 1] to [-1, 1].
+_CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def _cifar(depth: int, shortcut: str) -> _Arch:
@@ -44,18 +48,24 @@ def _cifar(depth: int, shortcut: str) -> _Arch:
     return _Arch(fields, 10, (32, 32, 3), *_IMAGENET)
 
 
-def _resnet18(stem: str, max_pool: bool) -> dict[str, Any]:
-    layout = dict(depths=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="downsample", head="fc")
-    return layout | dict(stem=stem, max_pool=max_pool)
+def _wide(depths: tuple[int, ...], stem: str = "imagenet", max_pool: bool = True, **more: Any) -> dict[str, Any]:
+    layout = dict(depths=depths, widths=(64, 128, 256, 512), shortcut="downsample", head="fc")
+    return layout | dict(stem=stem, max_pool=max_pool) | more
+
+
+def _mobilenet(width: float) -> _Arch:
+    return _Arch(dict(width=width), 1000, (224, 224, 3), *_CENTRED, network=MobileNetV1)
 
 
 _ARCHS: dict[str, _Arch] = {
     "digits_cnn": _Arch(dict(depths=(1, 2), widths=(16, 32)), 10, (8, 8, 1), *_DIGITS),
     **{f"cifar_resnet{n}": _cifar(n, "A") for n in (8, 14, 20, 32, 44, 56, 110)},
     **{f"cifar_resnet{n}b": _cifar(n, "shortcut") for n in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet18_cifar": _Arch(_resnet18("cifar", False), 10, (32, 32, 3), *_CIFAR10),
-    "resnet18_cifar_pool": _Arch(_resnet18("cifar", True), 10, (32, 32, 3), *_CIFAR10),
-    "resnet18": _Arch(_resnet18("imagenet", True), 1000, (224, 224, 3), *_IMAGENET),
+    "resnet18_cifar": _Arch(_wide((2, 2, 2, 2), "cifar", False), 10, (32, 32, 3), *_CIFAR10),
+    "resnet18_cifar_pool": _Arch(_wide((2, 2, 2, 2), "cifar"), 10, (32, 32, 3), *_CIFAR10),
+    "resnet18": _Arch(_wide((2, 2, 2, 2)), 1000, (224, 224, 3), *_IMAGENET),
+    "resnet50": _Arch(_wide((3, 4, 6, 3), bottleneck=True), 1000, (224, 224, 3), *_IMAGENET),
+    **{f"mobilenet_v1_{percent:03d}": _mobilenet(percent / 100) for percent in (25, 50, 75, 100)},
 }
 
 
@@ -164,7 +174,8 @@ def _module(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
     fields = {name: value for name, value in kwargs.items() if name != "input_shape"}
     try:
         if recipe.arch in _ARCHS:
-            return ResNet(**{**_ARCHS[recipe.arch].fields, **fields}), kwargs
+            known = _ARCHS[recipe.arch]
+            return known.network(**{**known.fields, **fields}), kwargs
         return _own_class(recipe.arch)(**fields), kwargs
     except TypeError as error:
         raise ValueError(f"the recipe of {recipe.arch} does not fit it: {error}") from None

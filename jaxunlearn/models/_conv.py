@@ -5,7 +5,9 @@ canonical layout (batch, space, features); inside `lax.fori_loop` or `lax.scan`
 it does not, and they run many times slower (jax-ml/jax#12868). Here both
 gradients are written in canonical layout to begin with, and the weight
 gradient is summed over small groups of images, whose data stay in cache; that of
-a single image, as `jax.vmap` asks for it, is one matrix product.
+a single image, as `jax.vmap` asks for it, is one matrix product. A depthwise
+convolution is a sum of shifted products, which XLA's CPU backend runs 10 to 40
+times as fast as its grouped convolution, gradients included.
 Elsewhere than on CPU this is `lax.conv_general_dilated`.
 """
 
@@ -33,23 +35,28 @@ def conv_general_dilated(
 
     Reverse-mode gradients of any order are those of the plain convolution;
     pure forward mode (`jax.jvp` of the network itself) is not available on CPU.
+    Fast are one group, and as many groups as channels with one feature each.
 
     Args:
       lhs: images, (n, height, width, channels).
       rhs: kernel, (kernel height, kernel width, channels, features).
       window_strides: of the two spatial axes.
       padding: (low, high) of the two spatial axes, at least 0.
-      **options: as `lax.conv_general_dilated`; anything but their defaults falls back to it.
+      **options: as `lax.conv_general_dilated`; what is not named above falls back to it.
 
     >>> y = conv_general_dilated(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), (1, 1), ((1, 1), (1, 1)))
     >>> float(y[0, 1, 1, 0])
     9.0
     """
-    plain = all(_is_default(value) for name, value in options.items() if name != "dimension_numbers")
-    if jax.default_backend() != "cpu" or not plain or lhs.ndim != 4:
-        options.setdefault("dimension_numbers", _CANONICAL)
-        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    return _conv(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)))
+    groups = options.get("feature_group_count", 1)
+    own = "dimension_numbers", "feature_group_count"
+    if jax.default_backend() == "cpu" and lhs.ndim == 4 and all(_is_default(options[o]) for o in options.keys() - own):
+        if groups == 1:
+            return _conv(lhs, rhs, tuple(window_strides), tuple(map(tuple, padding)))
+        if groups == lhs.shape[-1] == rhs.shape[-1]:
+            return _depthwise(lhs, rhs, window_strides, padding)
+    options.setdefault("dimension_numbers", _CANONICAL)
+    return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
 
 
 def _is_default(option: Any) -> bool:
@@ -113,11 +120,26 @@ def _weight_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) 
 def _weight_gradient_of_one(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
     """Multiply patches with output gradients: under vmap, one gradient an image, twice as fast as the convolution."""
     height, width, features = dy.shape
-    rows, columns = w.shape[:2]
     padded = jnp.pad(x, (padding[0], padding[1], (0, 0)))
-    down, right = strides[0] * (height - 1) + 1, strides[1] * (width - 1) + 1
-    patches = [
-        padded[i : i + down : strides[0], j : j + right : strides[1]] for i in range(rows) for j in range(columns)
-    ]
+    patches = _shifted(padded, w.shape[:2], strides, (height, width))
     matrix = jnp.concatenate(patches, axis=-1).reshape(height * width, -1)
     return (matrix.T @ dy.reshape(height * width, features)).reshape(w.shape)
+
+
+def _depthwise(x: Array, w: Array, strides: Sequence[int], padding: Sequence[tuple[int, int]]) -> Array:
+    """Sum shifted images, each times its kernel entry; differentiable in every mode."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    sides = [(padded.shape[axis + 1] - w.shape[axis]) // strides[axis] + 1 for axis in (0, 1)]
+    shifted = _shifted(padded, w.shape[:2], strides, sides)
+    entries = w.reshape(-1, 1, 1, 1, w.shape[-1])
+    return sum(image * entry for image, entry in zip(shifted, entries, strict=True))
+
+
+def _shifted(padded: Array, kernel: Sequence[int], strides: Sequence[int], sides: Sequence[int]) -> list[Array]:
+    """Return, for each kernel entry, the input (..., height, width, channels) of every output."""
+    down, right = (stride * (side - 1) + 1 for stride, side in zip(strides, sides, strict=True))
+    return [
+        padded[..., i : i + down : strides[0], j : j + right : strides[1], :]
+        for i in range(kernel[0])
+        for j in range(kernel[1])
+    ]

@@ -94,27 +94,58 @@ class BasicBlock(nn.Module):
         y = nn.relu(BatchNorm(name="bn1")(y, train=train))
         y = _conv(self.features, 3, 1, "conv2")(y)
         y = BatchNorm(name="bn2")(y, train=train)
-        missing = self.features - x.shape[-1]
-        if self.stride != 1 or missing:
-            if self.shortcut == "A":
-                x = x[:, :: self.stride, :: self.stride]
-                x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
-            else:
-                x = _conv(self.features, 1, self.stride, f"{self.shortcut}_0")(x)
-                x = BatchNorm(name=f"{self.shortcut}_1")(x, train=train)
-        return nn.relu(x + y)
+        return nn.relu(_carried(x, self.features, self.stride, self.shortcut, train=train) + y)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2015, figure 5, right).
+
+    As in torchvision ("v1.5") the stride is that of the 3x3 convolution.
+
+    Attributes:
+      features: channels of the first two convolutions; the output has four times as many.
+      stride, shortcut: of `BasicBlock`.
+    """
+
+    features: int
+    stride: int = 1
+    shortcut: str = "A"
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """Return the block's output after its last ReLU."""
+        y = _conv(self.features, 1, 1, "conv1")(x)
+        y = nn.relu(BatchNorm(name="bn1")(y, train=train))
+        y = _conv(self.features, 3, self.stride, "conv2")(y)
+        y = nn.relu(BatchNorm(name="bn2")(y, train=train))
+        y = _conv(4 * self.features, 1, 1, "conv3")(y)
+        y = BatchNorm(name="bn3")(y, train=train)
+        return nn.relu(_carried(x, 4 * self.features, self.stride, self.shortcut, train=train) + y)
+
+
+def _carried(x: Array, features: int, stride: int, shortcut: str, *, train: bool) -> Array:
+    """Return what a block's shortcut makes of its input."""
+    missing = features - x.shape[-1]
+    if stride == 1 and not missing:
+        return x
+    if shortcut == "A":
+        x = x[:, ::stride, ::stride]
+        return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2)))
+    x = _conv(features, 1, stride, f"{shortcut}_0")(x)
+    return BatchNorm(name=f"{shortcut}_1")(x, train=train)
 
 
 class ResNet(nn.Module):
-    """A residual network of basic blocks for images in NHWC.
+    """A residual network for images in NHWC.
 
     Attributes:
       depths: blocks in each stage; every stage after the first halves the image.
-      widths: channels of each stage; the stem has those of the first.
+      widths: features of each stage's blocks; the stem has the channels of the first.
       num_classes: C.
       stem: "cifar" is a 3x3 convolution at stride 1, "imagenet" 7x7 at stride 2.
       max_pool: whether a 3x3 max-pool at stride 2 follows the stem.
       shortcut: of `BasicBlock`.
+      bottleneck: whether blocks are `Bottleneck`, else `BasicBlock`.
       head: name of the classifier layer.
     """
 
@@ -124,6 +155,7 @@ class ResNet(nn.Module):
     stem: Literal["cifar", "imagenet"] = "cifar"
     max_pool: bool = False
     shortcut: str = "A"
+    bottleneck: bool = False
     head: str = "linear"
 
     @nn.compact
@@ -134,11 +166,12 @@ class ResNet(nn.Module):
         x = nn.relu(BatchNorm(name="bn1")(x, train=train))
         if self.max_pool:
             x = nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+        block_of = Bottleneck if self.bottleneck else BasicBlock
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
             for block in range(depth):
                 stride = 2 if stage > 0 and block == 0 else 1
                 name = f"layer{stage + 1}_{block}"
-                x = BasicBlock(width, stride, self.shortcut, name=name)(x, train=train)
+                x = block_of(width, stride, self.shortcut, name=name)(x, train=train)
         x = jnp.mean(x, axis=(1, 2))
         return nn.Dense(self.num_classes, kernel_init=_kaiming_linear, name=self.head)(x)
 
