@@ -250,6 +250,7 @@ class MethodSpec:
       summary: one line.
       goals: the goals it can pursue.
       needs: of "retain", "public", "taps", "init", artefact kinds; empty: model and forget set only.
+      uses: of the same and "held", "original" (earlier requests): what it takes where it is given.
       cost: what dominates its time, in words.
       paper: author, year, where.
       vmappable: whether requests, seeds and strengths run under `jax.vmap`.
@@ -261,6 +262,7 @@ class MethodSpec:
     summary: str
     goals: tuple[Goal, ...]
     needs: tuple[str, ...] = ()
+    uses: tuple[str, ...] = ()
     cost: str
     paper: str
     vmappable: bool = True

@@ -34,6 +34,7 @@ class LoopState:
       inner: the method's state.
       key: typed key; step t uses ``fold_in(key, t)``.
       forget: the forget set the stopping rule looks at.
+      held: instances of earlier requests, which must be forgotten at the end, too, or None.
       t: steps taken in the current phase; step: in all.
       phase: number of the current phase.
       forgotten_at: (k,) the step from which each instance stayed forgotten, or -1.
@@ -43,6 +44,7 @@ class LoopState:
     inner: PyTree
     key: Array
     forget: Batch
+    held: Batch | None
     t: Array
     step: Array
     phase: Array
@@ -65,17 +67,18 @@ def start(unlearner: Unlearner, key: Array, problem: Problem, hparams: Mapping[s
     """Prepare a method for a problem; pure, so it runs under `jax.vmap` for a vmappable method."""
     prepare_key, loop_key = jax.random.split(key)
     inner = unlearner.prepare(prepare_key, problem, hparams)
-    met = _met(unlearner, inner, problem.forget, problem.goal)
+    met, held = _met(unlearner, inner, problem.forget, problem.goal), problem.artefacts.get("held")
     zero = jnp.zeros((), jnp.int32)
     return LoopState(
         inner=inner,
         key=loop_key,
         forget=problem.forget,
+        held=held,
         t=zero,
         step=zero,
         phase=zero,
         forgotten_at=jnp.where(met, 0, -1).astype(jnp.int32),
-        done=jnp.all(met),
+        done=jnp.all(met) & _still_met(unlearner, inner, held),
         diverged=jnp.asarray(False),
         goal=problem.goal,
     )
@@ -108,6 +111,8 @@ def advance(unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int
     kept = jnp.where(state.forgotten_at >= 0, state.forgotten_at, step)
     forgotten_at = jnp.where(met, kept, -1).astype(jnp.int32)
     done = jnp.all(met) & (t >= spec.min_steps)
+    if state.held is not None:
+        done = jax.lax.cond(done, lambda: _still_met(unlearner, inner, state.held), lambda: jnp.asarray(False))
     real = jnp.maximum(jnp.sum(state.forget.weight), 1)
     count = jnp.sum(jnp.where(state.forget.weight > 0, met, False))
     info = info | {"forgotten": count.astype(jnp.float32), "forgotten_share": count / real}
@@ -342,6 +347,15 @@ def _max_steps(phase: Phase, state: LoopState) -> int:
 @partial(jax.jit, static_argnums=(0, 3))
 def _met(unlearner: Unlearner, inner: PyTree, forget: Batch, goal: str) -> Array:
     return losses.forgotten(unlearner.finish(inner)(forget.x), forget, goal)
+
+
+def _still_met(unlearner: Unlearner, inner: PyTree, held: Batch | None) -> Array:
+    """Return whether earlier requests hold: those with a target get it, the others lose their label."""
+    if held is None:
+        return jnp.asarray(True)
+    logits = unlearner.finish(inner)(held.x)
+    relabelled, other = (losses.forgotten(logits, held, goal) for goal in ("relabel", "misclassify"))
+    return jnp.all(jnp.where(held.target >= 0, relabelled, other))
 
 
 def _length(row: Mapping[str, Any]) -> int:

@@ -315,6 +315,26 @@ def test_padding_is_no_instance():
     assert (after[:4] <= -0.5 + 1e-3).all()
 
 
+@pytest.mark.parametrize("how", ["host", "device"])
+def test_no_run_ends_before_earlier_requests_hold(how):
+    problem = linear_problem(3, k=4)
+    labels = np.asarray(problem.model(problem.forget.x).argmax(1))
+    done = Batch.of(problem.forget.x[:2], (labels[:2] + 1) % 5)  # misclassified from the start
+    held = Batch.of(problem.forget.x[2:], labels[2:], [-1, (labels[3] + 1) % 5])
+    problem = dataclasses.replace(problem, forget=done)
+    alone = loop.unlearn(problem, method="neggrad", key=jax.random.key(0), loop=how)
+    assert (alone.steps, alone.stop_reason) == (0, "forgotten")
+    both = dataclasses.replace(problem, artefacts={"held": held})
+    config = methods.get("neggrad").Config(learning_rate=1e-9, max_passes=3)
+    with_held = loop.unlearn(both, method="neggrad", config=config, key=jax.random.key(0), loop=how)
+    assert (with_held.steps, with_held.stop_reason) == (3, "max_steps")
+    result = run(both)
+    assert result.stop_reason == "forgotten"
+    after = np.asarray(result.model(held.x).argmax(1))
+    assert after[0] != labels[2]
+    assert after[1] == (labels[3] + 1) % 5
+
+
 def test_earlier_requests_stay_forgotten():
     both = linear_problem(14, k=8)
     halves = [Batch.of(both.forget.x[i : i + 4], both.forget.y[i : i + 4]) for i in (0, 4)]

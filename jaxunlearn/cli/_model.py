@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,37 @@ def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> M
         return convert.from_named(tensors, models.from_recipe(recipe, abstract=True))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
+
+
+def origin(args: argparse.Namespace, model: Model, run: Any = None) -> dict[str, str]:
+    """Return where the network before the first of several requests lies, and its digest; a run passes them on."""
+    if run is not None and run.results.get("origin"):
+        return dict(run.results["origin"])
+    path = run.path if run is not None else Path(args.weights).expanduser().resolve()
+    return {"weights": str(path), "digest": digest(model)}
+
+
+def original(origin: Mapping[str, str], like: Model) -> Model | None:
+    """Return the network that `origin` tells of, or None where its file is gone or is another one's by now."""
+    path = Path(origin["weights"])
+    try:
+        if path.is_dir():
+            found = checkpoint.load(
+                path / "checkpoint" if (path / "results.json").is_file() else path, models.from_recipe
+            )
+        else:
+            recipe = like.spec.recipe
+            if recipe is None:
+                return None
+            found = convert.load_weights(path, recipe, models.from_recipe)
+    except (OSError, ValueError):
+        return None
+    return found if digest(found) == origin["digest"] else None
+
+
+def digest(model: Model) -> str:
+    """Return the SHA-256 of a model's weights and statistics."""
+    return _tree.digest({"params": model.params, "model_state": model.model_state})
 
 
 def check_fit(model: Model, source: Source) -> None:

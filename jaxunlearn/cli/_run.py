@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _progress, _tree, curvature, inference, loop, losses, report
-from jaxunlearn._types import Batch, Goal, MethodSpec, Model, Problem
+from jaxunlearn import _config, _progress, curvature, inference, loop, losses, report
+from jaxunlearn._types import Artefact, Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
 from jaxunlearn.audits.depth import depth
-from jaxunlearn.cli import _errors
+from jaxunlearn.cli import _errors, _model
 from jaxunlearn.data import Source
 from jaxunlearn.data.forget import ranked
 from jaxunlearn.loop import Event
@@ -51,6 +51,9 @@ class Request:
       rows: (k,) rows of the forget set; target: (k,) labels to give instead, or None.
       goal, seed: as on the command line.
       earlier: instances that earlier runs forgot.
+      original: the network before the first of them, where it is still there.
+      origin: where that network, or this one if it is the first, lies and its digest.
+      public: the user's unlabelled images; inversion: images made from the network.
       eval_limit: how many instances of each of D_r and D_test are measured, or None for all.
     """
 
@@ -61,6 +64,10 @@ class Request:
     goal: Goal = "misclassify"
     seed: int = 0
     earlier: Sequence[Earlier] = ()
+    original: Model | None = None
+    origin: Mapping[str, str] | None = None
+    public: np.ndarray | None = None
+    inversion: Artefact | None = None
     eval_limit: int | None = None
 
     def sets(self) -> dict[str, np.ndarray]:
@@ -80,14 +87,21 @@ class Request:
         return Batch.of(self.source.images(self.rows), self.source.labels[self.rows], self.target)
 
     def problem(self, spec: MethodSpec) -> Problem:
-        """Return what the method gets to see: retain data only if it says that it needs them."""
+        """Return what the method gets to see: retain data only if it needs them, what else there is if it uses it."""
         retain = None
         if "retain" in spec.needs:
             rows = np.setdiff1d(self.source.splits["train"], [*self.rows, *(item.row for item in self.earlier)])
             retain = Batch.of(self.source.images(rows), self.source.labels[rows])
-        held = [item for item in self.earlier if item.goal == self.goal]
-        artefacts = {"held": _batch(held, self.source)} if held else {}
-        return Problem(model=self.model, forget=self.forget(), retain=retain, artefacts=artefacts, goal=self.goal)
+        held = _batch(self.earlier, self.source) if self.earlier else None
+        offered = {"held": held, "original": self.original, "proxies": self.inversion}
+        return Problem(
+            model=self.model,
+            forget=self.forget(),
+            retain=retain,
+            public=self.public if "public" in (*spec.needs, *spec.uses) else None,  # type: ignore[arg-type]
+            artefacts={name: value for name, value in offered.items() if value is not None and name in spec.uses},
+            goal=self.goal,
+        )
 
 
 class Measured:
@@ -187,13 +201,28 @@ def run(
         arch=recipe.arch if recipe is not None else "",
         data=source.name,
         command=command,
-        digests={"weights before": digest(model), "weights after": digest(result.model)},
+        digests={"weights before": _model.digest(model), "weights after": _model.digest(result.model)},
         seconds=spent,
         depth=found,
+        saw=seen(problem),
+        origin=request.origin,
         curve={"test": watch.points} if watch.points else {},
         earlier=measure_earlier(result.model, request),
         extras=extras or {},
     )
+
+
+def seen(problem: Problem) -> dict[str, int]:
+    """Return how many images a method is shown, by kind."""
+    kept, held = problem.artefacts.get("proxies"), problem.artefacts.get("held")
+    counts = {
+        "forget": len(problem.forget.y),
+        "retain": 0 if problem.retain is None else len(problem.retain.y),
+        "public": 0 if problem.public is None else len(problem.public),
+        "inversion": 0 if kept is None else len(kept.arrays["x"]),
+        "earlier": 0 if held is None else len(held.y),
+    }
+    return {kind: count for kind, count in counts.items() if count}
 
 
 def measure_earlier(model: Model, request: Request) -> list[dict[str, Any]]:
@@ -238,11 +267,6 @@ def earlier_of(previous: report.Run, source: Source, rows: np.ndarray) -> list[E
         items[row] = Earlier(row=row, id=str(entry["id"]), target=target, **facts)
     asked = set(rows.tolist())
     return [item for row, item in items.items() if row not in asked]
-
-
-def digest(model: Model) -> str:
-    """Return the SHA-256 of a model's weights and statistics."""
-    return _tree.digest({"params": model.params, "model_state": model.model_state})
 
 
 def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> None:

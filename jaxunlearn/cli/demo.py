@@ -17,7 +17,7 @@ import jax
 
 from jaxunlearn import __version__, checkpoint, data, methods, models, report, training
 from jaxunlearn._types import Model
-from jaxunlearn.cli import _device, _errors, _flags, _output, _progress, _run
+from jaxunlearn.cli import _cache, _device, _errors, _flags, _output, _progress, _run
 from jaxunlearn.data import Source
 from jaxunlearn.report.folder import REPORT
 
@@ -70,7 +70,7 @@ def _network(source: Source, *, quiet: bool) -> Model:
     recipe = models.recipe("digits_cnn")
     settings = {**TRAINING, "recipe": recipe.to_json(), "version": __version__, "jax": jax.__version__}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-    folder = _cache() / f"digits_cnn-{key}"
+    folder = _cache.folder() / f"digits_cnn-{key}"
     try:
         model = checkpoint.load(folder, models.from_recipe)
         if not quiet:
@@ -92,12 +92,6 @@ def _network(source: Source, *, quiet: bool) -> Model:
     except OSError as error:
         print(f"jaxunlearn: the network could not be kept in {folder}: {_errors.describe(error)}", file=sys.stderr)
     return model
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    return platformdirs.user_cache_path("jaxunlearn")
 
 
 def _forget(request: _run.Request, method: str, before: _run.Measured, command: str, device: str) -> report.RunRecord:

@@ -8,6 +8,14 @@ from collections.abc import Sequence
 
 from jaxunlearn.cli import _flags, _output
 
+#: Optional inputs, in words.
+USES = {
+    "proxies": "images from inversion",
+    "held": "instances forgotten earlier",
+    "original": "the first network",
+    "public": "public images",
+}
+
 
 def main(argv: Sequence[str]) -> int:
     """List the methods of the registry, third parties' included."""
@@ -24,6 +32,8 @@ def main(argv: Sequence[str]) -> int:
     for spec in specs:
         print(spec.name)
         needs = ", ".join(("the model", "the forget set", *spec.needs))
+        if spec.uses:
+            needs += f"; uses where given: {', '.join(USES.get(name, name) for name in spec.uses)}"
         _output.facts(
             [
                 ("does", spec.summary),
@@ -58,6 +68,7 @@ def _plain(spec: object) -> dict[str, object]:
         "summary": spec.summary,
         "goals": spec.goals,
         "needs": spec.needs,
+        "uses": spec.uses,
         "cost": spec.cost,
         "paper": spec.paper,
         "hyper_parameters": hyper,

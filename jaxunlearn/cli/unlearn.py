@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxunlearn import curvature, data as data_sources, loop, methods, models, report
 from jaxunlearn._types import MethodSpec
-from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _run
+from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
 from jaxunlearn.report.tables import REASONS
 
 #: What is used where none is named.
@@ -47,6 +47,14 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.target is not None and args.goal != "relabel":
         raise _errors.UserError("--target is for --goal relabel")
+    for name, given in (("--public", args.public), ("--inversion", args.inversion)):
+        kind = "public" if name == "--public" else "proxies"
+        if given and kind not in (*spec.needs, *spec.uses):
+            raise _errors.UserError(f"method {spec.name!r} has no use for {name}; leave it out")
+    if args.inversion is not None and args.inversion < 0:
+        raise _errors.UserError(f"--inversion must be at least 0; got {args.inversion}")
+    if args.public and args.inversion:
+        raise _errors.UserError("give --public or --inversion, not both: images of yours take the place of made ones")
     if args.eval_limit is not None and args.eval_limit < 1:
         raise _errors.UserError(f"--eval-limit must be at least 1; got {args.eval_limit}")
     command = shlex.join(("jaxunlearn", "unlearn", *argv))
@@ -79,7 +87,12 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         metavar="LABEL",
         help="relabel: one label for all, random (default, another than the true one) or @FILE with lines id,label",
     )
-    group.add_argument("--from", dest="previous", metavar="RUN", help="go on from the network of an earlier run")
+    group.add_argument(
+        "--from",
+        dest="previous",
+        metavar="RUN",
+        help="go on from the network of an earlier run; what it forgot is to stay forgotten, and is measured again",
+    )
     group.add_argument("--seed", type=_flags.seed, default=0, metavar="N", help="of everything random; default: 0")
     group.add_argument("--method", default=METHOD, metavar="NAME", help=f"see `jaxunlearn methods`; default: {METHOD}")
     group.add_argument(
@@ -87,6 +100,18 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         choices=("default", "published"),
         default="default",
         help="what the hyper-parameters start from: our defaults or the published code's settings",
+    )
+    group = parser.add_argument_group("images that stand in for data, for methods that use them")
+    group.add_argument(
+        "--public",
+        metavar="SOURCE",
+        help=f"unlabelled images of yours: npz:FILE with an array x, at most {_proxies.MOST:,} of them are used",
+    )
+    group.add_argument(
+        "--inversion",
+        type=int,
+        metavar="N",
+        help="images made from the network's own statistics, once, then kept in the user's cache folder; default: 0",
     )
     group = parser.add_argument_group("result")
     group.add_argument("--out", metavar="DIR", help="folder to make: results.json, report.md, pictures, checkpoint")
@@ -133,8 +158,13 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         "precision": args.precision,
         "from": previous,
         "eval_limit": args.eval_limit,
+        "public": args.public,
     }
     with _progress.shown(quiet=args.quiet):
+        if args.inversion:
+            with _run.timed(seconds, "inversion"):
+                request = dataclasses.replace(request, inversion=_proxies.inversion(request.model, args.inversion))
+            problem = request.problem(spec)
         before = _run.Measured(request.model, request, when="before")
         about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
         record = _run.run(request, problem, spec, config, before, deep=args.measure_depth, **about)
@@ -167,6 +197,7 @@ def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:
     if args.goal == "relabel":
         classes = model.spec.num_classes
         target = data_sources.parse_targets(args.target or "random", source, rows, seed=args.seed, num_classes=classes)
+    origin = _model.origin(args, model, previous)
     request = _run.Request(
         model=model,
         source=source,
@@ -175,6 +206,9 @@ def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:
         goal=args.goal,
         seed=args.seed,
         earlier=[] if previous is None else _run.earlier_of(previous, source, rows),
+        original=None if previous is None else _model.original(origin, model),
+        origin=origin,
+        public=None if args.public is None else _proxies.public(args.public, model, args.seed),
         eval_limit=args.eval_limit,
     )
     return request, None if previous is None else str(previous.path)
@@ -206,8 +240,23 @@ def _plan(
         ("device", device),
     ]
     if request.earlier:
-        pairs.insert(3, ("earlier", f"{len(request.earlier)} instances of earlier runs, measured again, not in retain"))
+        held = ", to stay forgotten" if "held" in spec.uses else ", not held by this method"
+        if "original" in spec.uses and request.original is None:
+            held += "; the network before the first of them is not there any more: this one stands in for it"
+        count = f"{len(request.earlier)} instances of earlier runs, measured again, not in retain"
+        pairs.insert(3, ("earlier", count + held))
+    if "proxies" in spec.uses:
+        pairs.insert(-2, ("proxies", _stand_ins(request, config, args)))
     return pairs
+
+
+def _stand_ins(request: _run.Request, config: Any, args: argparse.Namespace) -> str:
+    """Return which images stand in for the data that are not seen, and what would be better."""
+    if request.public is not None:
+        return f"{len(request.public):,} public images, and cut-and-paste images of the forget set"
+    if args.inversion:
+        return f"{args.inversion:,} images made from the network, and cut-and-paste images of the forget set"
+    return "cut-and-paste images of the forget set"
 
 
 def _tell(record: report.RunRecord, path: Path) -> int:
@@ -219,6 +268,7 @@ def _tell(record: report.RunRecord, path: Path) -> int:
     if record.earlier:
         kept = sum(item["forgotten"] for item in record.earlier)
         print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
+    back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
     print(f"{path}: open report.md; results.json, pictures and the checkpoint lie beside it.")
     if record.result.stop_reason == "interrupted":
         print(
@@ -229,11 +279,21 @@ def _tell(record: report.RunRecord, path: Path) -> int:
         return _errors.INTERRUPTED
     if done < k:
         left = [name for name, met in zip(record.ids, record.forgotten, strict=True) if not met]
-        named = ", ".join(left[:5]) + ", ..." * (len(left) > 5)
         print(
-            f"jaxunlearn: {len(left)} of {k} instances are not forgotten ({named}): "
+            f"jaxunlearn: {len(left)} of {k} instances are not forgotten ({_names(left)}): "
             f"{REASONS[record.result.stop_reason]} after {record.result.steps} steps; the result is kept in {path}",
             file=sys.stderr,
         )
         return _errors.NOT_FORGOTTEN
+    if back:
+        print(
+            f"jaxunlearn: {len(back)} of {len(record.earlier)} instances of earlier runs are remembered again "
+            f"({_names(back)}); the result is kept in {path}",
+            file=sys.stderr,
+        )
+        return _errors.NOT_FORGOTTEN
     return _errors.OK
+
+
+def _names(ids: Sequence[str]) -> str:
+    return ", ".join(ids[:5]) + ", ..." * (len(ids) > 5)

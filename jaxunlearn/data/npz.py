@@ -55,6 +55,22 @@ def open_npz(path: str) -> Source:
     )
 
 
+def open_images(spec: str) -> np.ndarray:
+    """Return unlabelled images, the array ``x`` of ``npz:FILE``, (n, H, W, C) float32 in [0, 1].
+
+    Raises:
+      ValueError: another spec, or a file or images that `open_npz` would not take.
+    """
+    kind, _, path = spec.partition(":")
+    if kind != "npz" or not path:
+        raise ValueError(f"unlabelled images are given as npz:FILE, with an array x; got {spec!r}")
+    arrays = _load(path)
+    if "x" not in arrays:
+        raise ValueError(f"{path} has no array 'x', only {', '.join(sorted(arrays)) or 'none'}")
+    x, _ = _pixels(path, arrays["x"])
+    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x
+
+
 def _load(path: str) -> dict[str, np.ndarray]:
     if not Path(path).is_file():
         raise ValueError(f"no data file {path}")

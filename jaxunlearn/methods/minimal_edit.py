@@ -289,6 +289,7 @@ SPEC = MethodSpec(
     Config=Config,
     summary="the smallest change of the function under a margin constraint for each instance",
     goals=("misclassify", "relabel"),
+    uses=("public", "proxies", "held", "original"),
     cost="one Jacobian row for each proxy and their Gram matrix, every other step",
     paper="this project; constrained Gauss-Newton, relatives: repair by quadratic programming, ROME, MEMIT",
     vmappable=False,

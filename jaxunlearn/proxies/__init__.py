@@ -5,5 +5,9 @@ own unlabelled images are proxies as they are, or through `augment`.
 """
 
 from jaxunlearn.proxies.copies import DEPTHS as DEPTHS, copies as copies
-from jaxunlearn.proxies.inversion import invert as invert, invert_artefact as invert_artefact
+from jaxunlearn.proxies.inversion import (
+    InversionConfig as InversionConfig,
+    invert as invert,
+    invert_artefact as invert_artefact,
+)
 from jaxunlearn.proxies.mixing import augment as augment, cutmix as cutmix

@@ -18,6 +18,19 @@ RELATIVES = {
     "rotated": "slightly rotated",
 }
 
+DEPTHS = {
+    "none": "the images themselves, not versions of them such as mirror images",
+    "mirror": "the images and their mirror images",
+    "crops": "the images, and shifted, cropped and mirrored versions of them",
+    "full": "the images, and shifted, cropped, mirrored, noisy, rotated and compressed versions of them",
+}
+SEEN = {
+    "retain": "{} labelled images of the retain set",
+    "public": "{} unlabelled public images",
+    "inversion": "{} images made from the network itself",
+    "earlier": "{} images forgotten earlier",
+}
+
 
 def markdown(record: RunRecord, pictures: Mapping[str, str]) -> str:
     """Return ``report.md``.
@@ -44,13 +57,26 @@ def _summary(record: RunRecord) -> str:
         [
             f"# Forgetting {images} with {record.method}",
             f"**What was asked.** {network} should {wish} {images}{source}. Method {record.method},"
-            f" seed {record.seed}.",
+            f" seed {record.seed}.{_depth_asked(record)}",
+            f"**What the method saw.** {_seen(record)}",
             f"**What happened.** {f'All {k}' if done == k > 1 else f'{done} of {k}'} {'is' if done == 1 else 'are'}"
             f" now {met}, after {record.result.steps} steps and {seconds:.1f} seconds"
             f" (why it stopped: {REASONS[record.result.stop_reason]}).{_left(record)}",
             f"**What it cost.** {' '.join(_costs(record)) or 'Not measured.'}",
         ]
     )
+
+
+def _depth_asked(record: RunRecord) -> str:
+    depth = record.config.get("depth")
+    return f" Depth `{depth}`: {DEPTHS[depth]}." if depth in DEPTHS else ""
+
+
+def _seen(record: RunRecord) -> str:
+    parts = [SEEN[kind].format(f"{count:,}") for kind, count in record.saw.items() if kind in SEEN]
+    if not parts:
+        return "The network and the images to forget; nothing else."
+    return f"The network and the images to forget, {' and '.join(parts)}; nothing else."
 
 
 def _left(record: RunRecord) -> str:

@@ -45,6 +45,8 @@ class RunRecord:
       seconds: time of further phases ("load", "evaluate", ...) beside the result's own.
       curve: accuracy on a sample of a set while the run went on, ``{"test": [(step, fraction), ...]}``.
       depth: what `jaxunlearn.audits.depth` measured, or None.
+      saw: how many images the method saw, by kind: "forget", "retain", "public", "inversion", "earlier".
+      origin: where the network before the first of several requests lies, ``weights`` and ``digest``.
       earlier: instances of earlier requests measured again, one mapping an
         instance: ``run``, ``id``, ``label``, ``after`` (label now given),
         ``forgotten`` (bool, by the goal of its own request).
@@ -72,6 +74,8 @@ class RunRecord:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     curve: Mapping[str, Sequence[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     depth: Mapping[str, Any] | None = None
+    saw: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    origin: Mapping[str, str] | None = None
     earlier: Sequence[Mapping[str, Any]] = ()
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -121,6 +125,8 @@ class RunRecord:
                 "versions": versions(),
                 "digests": self.digests,
                 "depth": self.depth,
+                "saw": self.saw,
+                "origin": self.origin,
                 "earlier": list(self.earlier),
                 "curve": {name: [list(point) for point in points] for name, points in self.curve.items()},
                 "history": self.result.history,

@@ -1,0 +1,85 @@
+"""Images that stand in for data, for methods that use them: the user's own, or made from the network once and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn import _tree, data, proxies
+from jaxunlearn._types import Artefact, Model
+from jaxunlearn.cli import _cache, _errors
+
+#: The user's images that are used, at most.
+MOST = 4000
+SETTINGS = proxies.InversionConfig()
+
+
+def public(spec: str, model: Model, seed: int) -> np.ndarray:
+    """Return the user's unlabelled images, at most `MOST` of them, drawn by the seed.
+
+    Raises:
+      ValueError: no such file, images of another size or scale.
+    """
+    images = data.open_images(spec)
+    if images.shape[1:] != model.spec.input_shape:
+        have, need = ("x".join(map(str, shape)) for shape in (images.shape[1:], model.spec.input_shape))
+        raise ValueError(f"the images of --public {spec} are {have}, the network takes {need}")
+    if len(images) > MOST:
+        images = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST])]
+    return images
+
+
+def inversion(model: Model, n: int) -> Artefact:
+    """Return n images made from a network, from the user's cache where it has so many of this network.
+
+    Shows progress as "inversion". Nothing is kept of an interrupted one.
+    """
+    digest = _tree.digest({"params": model.params, "model_state": model.model_state})
+    settings = dataclasses.asdict(SETTINGS)
+    folder = _cache.folder() / "inversion"
+    made = sorted((int(path.stem.rpartition("-")[2]), path) for path in folder.glob(f"{digest[:16]}-*.npz"))
+    for count, path in made:
+        found = _read(path, digest, settings) if count >= n else None
+        if found is not None:
+            return dataclasses.replace(found, arrays={"x": found.arrays["x"][:n]})
+    artefact = proxies.invert_artefact(jax.random.key(0), model, n, SETTINGS)
+    path = folder / f"{digest[:16]}-{n}.npz"
+    try:
+        _write(path, artefact)
+    except OSError as error:
+        print(f"jaxunlearn: the images could not be kept in {path}: {_errors.describe(error)}", file=sys.stderr)
+    return artefact
+
+
+def _read(path: Path, digest: str, settings: dict[str, Any]) -> Artefact | None:
+    """Return a kept artefact, or None where it is damaged or of another network or other settings."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
+            meta, x = json.loads(str(kept["meta"])), kept["x"]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    if meta.pop("model_digest", None) != digest or any(meta.get(name) != value for name, value in settings.items()):
+        return None
+    return Artefact(kind="proxies", version=1, arrays={"x": x}, meta=meta, model_digest=digest)
+
+
+def _write(path: Path, artefact: Artefact) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    meta = json.dumps({**artefact.meta, "model_digest": artefact.model_digest})
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.savez(file, x=artefact.arrays["x"], meta=meta)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
