@@ -41,13 +41,13 @@ class Pool(NamedTuple):
         return np.einsum("nc,nc->n", self.direction, logits - np.asarray(self.logits), dtype=np.float64)
 
 
-def default_size(instances: int) -> int:
-    """Return how many proxies a request of so many instances gets.
+def default_size(constraints: int) -> int:
+    """Return how many proxies a request of so many constraints, at most, gets.
 
     >>> [default_size(k) for k in (1, 64, 256, 1024)]
     [500, 500, 1000, 2000]
     """
-    return 500 if instances <= 64 else 1000 if instances <= 256 else 2000
+    return 500 if constraints <= 64 else 1000 if constraints <= 256 else 2000
 
 
 def images(problem: Problem) -> Array | None:

@@ -46,7 +46,7 @@ class Config(BaseConfig):
     steps: int = hparam(4, "steps before the finishing ones", unit="steps", low=0)
     finishing_steps: int = hparam(3, "at most so many finishing steps; the first that succeeds ends the run", low=1)
     refresh_every: int = hparam(2, "steps between fresh proxies, with their Jacobian at the current weights", low=1)
-    proxies: int = hparam(0, "proxy images; 0: by the number of instances", unit="images", low=0)
+    proxies: int = hparam(0, "proxy images; 0: by the number of constraints", unit="images", low=0)
     towards: str = hparam(
         "runner-up",
         "misclassify: towards the strongest other class, or away from the label whatever comes",
@@ -140,7 +140,9 @@ class MinimalEdit:
         held = problem.artefacts.get("held")
         held = None if held is None else constraints.real(held)
         constraints.check(forget, problem.goal)
-        n = self.config.proxies or pools.default_size(len(forget.x) + (0 if held is None else len(held.x)))
+        versions = 1 if self.config.depth == "none" else 1 + self._copies
+        constraints_at_most = versions * len(forget.x) + (0 if held is None else len(held.x))
+        n = self.config.proxies or pools.default_size(constraints_at_most)
         return State(
             model=model,
             original=problem.artefacts.get("original", model),
