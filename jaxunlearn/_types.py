@@ -217,9 +217,20 @@ class Phase(NamedTuple):
     min_steps: int = 0
 
 
+class Work(NamedTuple):
+    """What a run takes at most: images in forward passes, per-example gradients, bytes of rows held at a time."""
+
+    forward: int
+    gradients: int
+    row_bytes: int
+
+
 @runtime_checkable
 class Unlearner(Protocol):
-    """A method bound to its static settings; equal settings compare and hash equal."""
+    """A method bound to its static settings; equal settings compare and hash equal.
+
+    A method whose state is not known from shapes may have ``work(problem) -> Work``, for estimates.
+    """
 
     @property
     def phases(self) -> tuple[Phase, ...]:

@@ -154,6 +154,37 @@ def test_images_from_inversion_are_made_once_for_a_network(weights, cache, tmp_p
     assert len(list(cache.iterdir())) == 1
 
 
+def test_the_plan_says_what_stands_in_and_what_more_would_buy(weights, tmp_path, capsys):
+    np.savez(tmp_path / "mine.npz", x=np.zeros((3, 8, 8, 1), np.uint8))
+    public = ["--public", f"npz:{tmp_path / 'mine.npz'}"]
+    cut = "proxies cut-and-paste images of the forget set"
+    for more, line in (
+        ([], f"{cut} measured"),
+        (["--depth", "crops"], f"{cut}; --inversion 500 takes minutes, once for a network, and keeps a little more"),
+        (public, f"{cut}, and 3 public images measured"),
+        ([*public, "--depth", "mirror"], "proxies 3 public images measured"),
+        (["--inversion", "4"], f"{cut}, and 4 images made from the network measured"),
+        (["--method", "adv"], "dry"),
+    ):
+        main(
+            [
+                "unlearn",
+                "--arch",
+                ARCH,
+                "--weights",
+                str(weights),
+                "--data",
+                "digits",
+                "--forget",
+                "2",
+                "--dry-run",
+                *more,
+            ]
+        )
+        said = re.sub(r"\s+", " ", capsys.readouterr().out)
+        assert line in said if line != "dry" else "proxies" not in said
+
+
 def test_nothing_is_kept_of_an_interrupted_inversion(weights, cache, tmp_path, monkeypatch, capsys):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, inference, loop, losses
-from jaxunlearn._types import Draws, MethodSpec, Model, Phase, Problem, PyTree
+from jaxunlearn import _config, curvature, inference, loop, losses
+from jaxunlearn._types import Draws, MethodSpec, Model, Phase, Problem, PyTree, Work
 from jaxunlearn.cli._run import Request
 
 #: Images of the probe.
@@ -41,7 +41,12 @@ def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) 
     stored = len(request.source.ids) * int(np.prod(request.source.input_shape))
     memory = [f"{_bytes(stored)} for the data set at 8 bits a value"]
     state = _shapes(unlearner, problem, config)
-    if state is None:
+    work = unlearner.work(problem) if hasattr(unlearner, "work") else None
+    if work is not None:
+        seconds = work.forward * forward + work.gradients * _row_seconds(request.model, problem)
+        lines.append(("steps", f"at most {_time(seconds)}: {_count(work, unlearner)}"))
+        memory.append(f"{_bytes(work.row_bytes)} for rows")
+    elif state is None:
         passes = sum(phase.max_passes for phase in unlearner.phases)
         lines.append(("steps", f"at most {passes} passes; not estimated, this method must run to know their size"))
     else:
@@ -56,6 +61,20 @@ def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) 
         ("memory", f"about {', '.join(memory)}"),
         ("note", "an estimate, from a probe on this machine now; compiling comes on top, other work slows it"),
     ]
+
+
+def _count(work: Work, unlearner: Any) -> str:
+    steps = sum(phase.max_passes for phase in unlearner.phases)
+    return f"{steps} steps, {work.gradients:,} per-example gradients, {work.forward:,} images forward"
+
+
+def _row_seconds(model: Model, problem: Problem) -> float:
+    """Return the seconds of one image's weight gradient on its own."""
+    x = np.asarray(problem.forget.x)[np.arange(PROBE) % len(problem.forget.x)]
+    direction = np.zeros((PROBE, model.spec.num_classes), np.float32)
+    direction[:, 0] = 1
+    jacobian = curvature.Jacobian(curvature.LogitDirection(model.apply_fn), curvature.select_paths(model.params))
+    return _best(lambda: jacobian.rows(model.params, model.model_state, (x, direction))) / PROBE
 
 
 def _steps(phase: Phase, state: Any, seconds: float) -> str:

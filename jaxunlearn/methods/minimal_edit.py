@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxunlearn import curvature, inference
 from jaxunlearn._config import BaseConfig, hparam
-from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem
+from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem, Work
 from jaxunlearn.methods import (
     _minimal_edit_constraints as constraints,
     _minimal_edit_depth as deep,
@@ -140,9 +140,7 @@ class MinimalEdit:
         held = problem.artefacts.get("held")
         held = None if held is None else constraints.real(held)
         constraints.check(forget, problem.goal)
-        versions = 1 if self.config.depth == "none" else 1 + self._copies
-        constraints_at_most = versions * len(forget.x) + (0 if held is None else len(held.x))
-        n = self.config.proxies or pools.default_size(constraints_at_most)
+        n = self._pool_size(problem)
         return State(
             model=model,
             original=problem.artefacts.get("original", model),
@@ -158,6 +156,28 @@ class MinimalEdit:
             hparams=hparams,
             goal=problem.goal,
         )
+
+    def work(self, problem: Problem) -> Work:
+        """Return what a run takes at most."""
+        n, rows = self._pool_size(problem), self._constraints(problem)
+        steps = self.config.steps + self.config.finishing_steps
+        pools_drawn = -(-steps // self.config.refresh_every)
+        measured = n // 4 if self.config.metric == "kronecker" else 0
+        row_bytes = 4 * (n + rows) * curvature.width(problem.model.params, self._paths(problem.model))
+        return Work(
+            forward=pools_drawn * n + steps * (n + rows),
+            gradients=pools_drawn * (n + measured) + steps * rows,
+            row_bytes=min(row_bytes, self.row_bytes or curvature.memory_for_rows()),
+        )
+
+    def _pool_size(self, problem: Problem) -> int:
+        return self.config.proxies or pools.default_size(self._constraints(problem))
+
+    def _constraints(self, problem: Problem) -> int:
+        """Return how many images there are constraints on, at most."""
+        held = problem.artefacts.get("held")
+        versions = 1 if self.config.depth == "none" else 1 + self._copies
+        return versions * len(problem.forget.y) + (0 if held is None else len(held.y))
 
     def finish(self, state: State) -> Model:
         return state.model
