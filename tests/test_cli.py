@@ -194,17 +194,21 @@ def test_overwrite_replaces_an_earlier_run_only_when_asked(run, weights, tmp_pat
     assert results(out)["instances"][0]["id"] == "57"
 
 
-def test_depth_is_measured_when_asked(weights, tmp_path, monkeypatch):
+def test_depth_is_measured_when_asked(weights, tmp_path, monkeypatch, capsys):
     from jaxunlearn.cli import _run
 
-    monkeypatch.setattr(_run, "depth", lambda model, x, y, **kwargs: {"recognised": {}, "images": len(y)})
+    shares = {"exact": 0.0, "mirrored": 0.5, "cropped": None}
+    monkeypatch.setattr(_run, "depth", lambda model, x, y, **kwargs: {"recognised": shares, "images": len(y)})
     monkeypatch.setattr(report.folder, "_fill", lambda folder, record: seen.append(record))
     seen: list[report.RunRecord] = []
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--method", "neggrad"]
     argv += ["--learning-rate", "0.003", "--forget", "2,57", "--quiet"]
     assert main([*argv, "--out", str(tmp_path / "a"), "--measure-depth"]) == 0
     assert main([*argv, "--out", str(tmp_path / "b")]) == 0
-    assert [record.depth for record in seen] == [{"recognised": {}, "images": 2}, None]
+    assert [record.depth for record in seen] == [{"recognised": shares, "images": 2}, None]
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("still given the old label") == 1
+    assert re.search(r"mirrored % cropped % ─+ still given the old label 50.00 - ", said)
     assert "depth" in seen[0].seconds
 
 

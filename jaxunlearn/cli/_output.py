@@ -49,6 +49,18 @@ def summary(records: Sequence[RunRecord]) -> None:
     table([(*header[:-1], "stopped"), *((*row[:-1], brief.get(row[-1], row[-1])) for row in rows)], left=(0, 7))
 
 
+def depth(record: RunRecord) -> None:
+    """Print, where it was measured, how much of what looks like the forgotten images is still given the old label."""
+    from jaxunlearn.report.tables import percent
+
+    found = record.depth or {}
+    shares = {name: share for name, share in found.get("recognised", {}).items() if name != "exact"}
+    if not shares:
+        return
+    print()
+    table([("", *(f"{name} %" for name in shares)), ("still given the old label", *map(percent, shares.values()))])
+
+
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
     """Print names and values, one a line, values aligned and wrapped."""
     name_width = max(len(name) for name, _ in pairs) + 2

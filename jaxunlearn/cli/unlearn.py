@@ -266,6 +266,7 @@ def _tell(record: report.RunRecord, path: Path) -> int:
     """Print the result and return the exit status."""
     print()
     _output.summary([record])
+    _output.depth(record)
     print()
     k, done = len(record.ids), int(record.forgotten.sum())
     if record.earlier:
