@@ -10,7 +10,7 @@ CHECKS = (
     ("ruff", "check", "."),
     ("ruff", "format", "--check", "."),
     ("mypy",),
-    ("pytest", "-q", "--durations=15"),
+    ("pytest", "-q", "-n", "auto", "--maxprocesses", "4", "--dist", "loadfile", "--durations=15"),
 )
 
 

@@ -11,8 +11,10 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Many tests compile the same small programs anew; one cache for the session halves the time.
-jax.config.update("jax_compilation_cache_dir", tempfile.mkdtemp(prefix="jaxunlearn-tests-"))
+# Many tests compile the same small programs anew; one cache for the session, all its workers, halves the time.
+_session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+_cache = Path(tempfile.gettempdir(), f"jaxunlearn-tests-{_session}") if _session else tempfile.mkdtemp()
+jax.config.update("jax_compilation_cache_dir", str(_cache))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
