@@ -232,24 +232,25 @@ def test_ahead_elsewhere_than_on_cpu_is_a_plain_map(monkeypatch):
 @cpu_only
 def test_ahead_raises_at_the_place_of_the_item(monkeypatch):
     monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 2)
-    before, items = set(threading.enumerate()), Read(100)
+    items = Read(100)
     results = _repeat.ahead(lambda item: 1 // (item - 7), items)
     assert [next(results) for _ in range(7)] == [-1] * 7
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert items.read <= 7 + 1 + 2 * 2
-    assert set(threading.enumerate()) <= before
+    assert list(_repeat.ahead(abs, [-1, -2])) == [1, 2]  # the threads are still there
 
 
 @cpu_only
-def test_ahead_closed_early_reads_no_more_and_drops_what_waits(monkeypatch):
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_ahead_ended_early_waits_for_what_is_being_done_and_drops_the_rest(monkeypatch, interrupted):
     monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 1)
-    before, items, done = set(threading.enumerate()), Read(), []
-    hold = threading.Event()
+    items, done, began, hold = Read(), [], threading.Event(), threading.Event()
 
     def work(item):
         if item == 1:
-            threading.Timer(0.1, hold.set).start()  # by then the rest is cancelled
+            began.set()
+            threading.Timer(0.2, hold.set).start()  # by then the rest is cancelled
         if item > 0:
             hold.wait(60)
         done.append(item)
@@ -257,14 +258,29 @@ def test_ahead_closed_early_reads_no_more_and_drops_what_waits(monkeypatch):
     results = _repeat.ahead(work, items)
     next(results)
     assert items.read == 3
-    results.close()
-    assert items.read == 3
-    assert done in ([0], [0, 1])  # the one that was running was waited for
-    hold.set()
-    for thread in set(threading.enumerate()) - before:
-        thread.join(60)
-    assert set(threading.enumerate()) <= before
-    assert done in ([0], [0, 1])
+    assert began.wait(60)
+    if interrupted:  # while the caller waits for item 1
+
+        def interrupt(waiting):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(_repeat, "_first", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            next(results)
+    else:
+        results.close()
+    assert done == [0, 1]
+    assert items.read <= 4
+
+
+@cpu_only
+def test_ahead_within_an_item_is_a_plain_map():
+    def work(item):
+        return list(_repeat.ahead(lambda inner: (item, inner, threading.current_thread()), range(20)))
+
+    for item, found in enumerate(_repeat.ahead(work, range(20))):
+        assert [pair[:2] for pair in found] == [(item, inner) for inner in range(20)]
+        assert len({pair[2] for pair in found}) == 1
 
 
 @cpu_only
