@@ -154,6 +154,13 @@ def test_images_from_inversion_are_made_once_for_a_network(weights, cache, tmp_p
     assert len(list(cache.iterdir())) == 1
 
 
+def test_a_later_request_takes_the_images_of_the_first_network(first, cache, tmp_path, seen):
+    argv = ["unlearn", "--from", str(first), *EDIT, "--inversion", "4", "--forget", "501"]
+    assert main([*argv, "--out", str(tmp_path / "second")]) == 0
+    assert seen[0].artefacts["proxies"].model_digest == results(first)["digests"]["weights before"]
+    assert seen[0].artefacts["proxies"].model_digest != results(first)["digests"]["weights after"]
+
+
 def test_the_plan_says_what_stands_in_and_what_more_would_buy(weights, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", x=np.zeros((3, 8, 8, 1), np.uint8))
     public = ["--public", f"npz:{tmp_path / 'mine.npz'}"]

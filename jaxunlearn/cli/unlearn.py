@@ -163,7 +163,9 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     with _progress.shown(quiet=args.quiet):
         if args.inversion:
             with _run.timed(seconds, "inversion"):
-                request = dataclasses.replace(request, inversion=_proxies.inversion(request.model, args.inversion))
+                # Of the network whose answers are held: made once for a chain of requests, and from undamaged weights.
+                made = _proxies.inversion(request.original or request.model, args.inversion)
+                request = dataclasses.replace(request, inversion=made)
             problem = request.problem(spec)
         before = _run.Measured(request.model, request, when="before")
         about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
