@@ -219,7 +219,7 @@ def test_a_dry_run_estimates_and_writes_nothing(weights, tmp_path, capsys):
     assert "adv-imp, seed 0, learning_rate=0.003" in said
     assert re.search(r"attack +about .* for 8 images of 3 steps each", said)
     assert re.search(r"steps +about .* a step of 12 images; at most 200 steps", said)
-    assert re.search(r"memory +about 0 MB for the data set .* within a step, as compiled", " ".join(said.split()))
+    assert re.search(r"memory +about 115 kB for the data set .* within a step, as compiled", " ".join(said.split()))
     assert "an estimate" in said
     assert list(tmp_path.iterdir()) == []
 
@@ -236,7 +236,7 @@ def test_every_method_can_be_estimated(method, weights, capsys):
 
 def test_durations_and_sizes_read_well():
     assert [_estimate._time(s) for s in (0.013, 0.7, 45, 300, 9000)] == ["0.01 s", "1 s", "45 s", "5 min", "2.5 h"]
-    assert [_estimate._bytes(n) for n in (3e6, 2.5e9)] == ["3 MB", "2.5 GB"]
+    assert [_estimate._bytes(n) for n in (4e3, 3e6, 2.5e9)] == ["4 kB", "3 MB", "2.5 GB"]
 
 
 def test_unlearning_is_interrupted_between_steps_and_kept(weights, tmp_path, monkeypatch, capsys):
@@ -358,6 +358,7 @@ def test_help_shows_every_hyper_parameter_of_a_method(method, capsys, monkeypatc
         if field.metadata["deviation"]:
             assert field.metadata["deviation"] in said
     assert "default" in said
+    assert not re.search(r"default\s*\)", said)
     assert max(map(len, said.splitlines())) <= 130
 
 

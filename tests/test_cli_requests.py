@@ -129,13 +129,15 @@ def test_public_images_are_proxies_and_named_so(weights, tmp_path, seen, monkeyp
     assert "10 unlabelled public images; nothing else" in (tmp_path / "a" / "report.md").read_text()
 
 
-def test_images_from_inversion_are_made_once_for_a_network(weights, cache, tmp_path, seen, monkeypatch):
+def test_images_from_inversion_are_made_once_for_a_network(weights, cache, tmp_path, seen, monkeypatch, capsys):
     argv = [*asked(weights), "--forget", "2,57", "--overwrite", "--out", str(tmp_path / "a")]
     assert main([*argv, "--inversion", "8"]) == 0
     assert results(tmp_path / "a")["saw"] == {"forget": 2, "inversion": 8}
     assert results(tmp_path / "a")["seconds"]["inversion"] > 0
     assert "8 images made from the network itself; nothing else" in (tmp_path / "a" / "report.md").read_text()
     (kept,) = cache.iterdir()
+    assert main([*argv[:-3], "--inversion", "8", "--dry-run"]) == 0
+    assert "8 images of this network are kept from an earlier run" in capsys.readouterr().out
 
     made = proxies.invert_artefact
     monkeypatch.setattr(proxies, "invert_artefact", None)  # no need to make any
@@ -161,16 +163,19 @@ def test_a_later_request_takes_the_images_of_the_first_network(first, cache, tmp
     assert seen[0].artefacts["proxies"].model_digest != results(first)["digests"]["weights after"]
 
 
-def test_the_plan_says_what_stands_in_and_what_more_would_buy(weights, tmp_path, capsys):
+def test_the_plan_says_what_stands_in_and_what_more_would_buy(weights, cache, tmp_path, capsys):
     np.savez(tmp_path / "mine.npz", x=np.zeros((3, 8, 8, 1), np.uint8))
     public = ["--public", f"npz:{tmp_path / 'mine.npz'}"]
     cut = "proxies cut-and-paste images of the forget set"
     for more, line in (
         ([], f"{cut} measured"),
+        ([], "metric=kronecker proxies"),  # nothing is said of settings that are empty
+        (["--measure-depth"], "257 test, and how deep it goes device"),
         (["--depth", "crops"], f"{cut}; --inversion 500 takes minutes, once for a network, and keeps a little more"),
         (public, f"{cut}, and 3 public images measured"),
         ([*public, "--depth", "mirror"], "proxies 3 public images measured"),
         (["--inversion", "4"], f"{cut}, and 4 images made from the network measured"),
+        (["--inversion", "4"], "s for 4 images of 2 steps each, once for this network"),
         (["--method", "adv"], "dry"),
     ):
         main(

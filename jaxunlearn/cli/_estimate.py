@@ -13,14 +13,17 @@ import numpy as np
 
 from jaxunlearn import _config, curvature, inference, loop, losses
 from jaxunlearn._types import Draws, MethodSpec, Model, Phase, Problem, PyTree, Work
+from jaxunlearn.cli import _proxies
 from jaxunlearn.cli._run import Request
 
 #: Images of the probe.
 PROBE = 32
 
 
-def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) -> list[tuple[str, str]]:
-    """Return lines on time and memory of a request that is not run.
+def estimate(
+    request: Request, problem: Problem, spec: MethodSpec, config: Any, *, inversion: int = 0
+) -> list[tuple[str, str]]:
+    """Return lines on time and memory of a request that is not run, with so many images from inversion.
 
     Time is that of one forward pass, one weight gradient and one input
     gradient of 32 images, timed here once compiled, times how often the
@@ -32,6 +35,8 @@ def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) 
     measured = 2 * sum(map(len, request.sets().values()))
     lines = [("measuring", f"about {_time(measured * forward)} for {measured:,} images, before and after together")]
 
+    if inversion:
+        lines.append(("inversion", _inversion(request.first, inversion, inputs)))
     draws, iterations = getattr(config, "draws", None), getattr(config, "attack_steps", None)
     if draws and iterations:
         images = draws * len(request.rows)
@@ -61,6 +66,14 @@ def estimate(request: Request, problem: Problem, spec: MethodSpec, config: Any) 
         ("memory", f"about {', '.join(memory)}"),
         ("note", "an estimate, from a probe on this machine now; compiling comes on top, other work slows it"),
     ]
+
+
+def _inversion(model: Model, n: int, seconds: float) -> str:
+    """Return a sentence on n images made from a network whose input gradients take so many seconds an image."""
+    if _proxies.kept(model, n) is not None:
+        return f"{n:,} images of this network are kept from an earlier run"
+    steps = _proxies.SETTINGS.steps
+    return f"about {_time(n * steps * seconds)} for {n:,} images of {steps} steps each, once for this network"
 
 
 def _count(work: Work, unlearner: Any) -> str:
@@ -149,4 +162,6 @@ def _time(seconds: float) -> str:
 
 
 def _bytes(count: float) -> str:
+    if count < 1e6:
+        return f"{count / 1e3:,.0f} kB"
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"

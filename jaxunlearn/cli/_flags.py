@@ -149,13 +149,15 @@ def _help(field: dataclasses.Field[Any], published: Any) -> str:
         facts.append(f"at least {low:g}")
     elif high is not None:
         facts.append(f"at most {high:g}")
-    facts.append(f"default {_plain(field.default)}")
+    if field.default != "":
+        facts.append(f"default {_plain(field.default)}")
     if published != field.default:
         facts.append(f"published {_plain(published)}")
     if meta["deviation"]:
         facts.append(meta["deviation"])
     unit = f", in {meta['unit']}" if meta["unit"] and meta["unit"].rstrip("s") not in meta["help"] else ""
-    return f"{meta['help']}{unit} ({'; '.join(facts)})".replace("%", "%%")
+    more = f" ({'; '.join(facts)})" if facts else ""
+    return f"{meta['help']}{unit}{more}".replace("%", "%%")
 
 
 def _plain(value: Any) -> str:

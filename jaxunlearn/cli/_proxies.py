@@ -14,9 +14,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxunlearn import _tree, data, proxies
+from jaxunlearn import data, proxies
 from jaxunlearn._types import Artefact, Model
-from jaxunlearn.cli import _cache, _errors
+from jaxunlearn.cli import _cache, _errors, _model
 
 #: The user's images that are used, at most.
 MOST = 4000
@@ -43,21 +43,31 @@ def inversion(model: Model, n: int) -> Artefact:
 
     Shows progress as "inversion". Nothing is kept of an interrupted one.
     """
-    digest = _tree.digest({"params": model.params, "model_state": model.model_state})
-    settings = dataclasses.asdict(SETTINGS)
-    folder = _cache.folder() / "inversion"
-    made = sorted((int(path.stem.rpartition("-")[2]), path) for path in folder.glob(f"{digest[:16]}-*.npz"))
-    for count, path in made:
-        found = _read(path, digest, settings) if count >= n else None
-        if found is not None:
-            return dataclasses.replace(found, arrays={"x": found.arrays["x"][:n]})
+    found = kept(model, n)
+    if found is not None:
+        return found
     artefact = proxies.invert_artefact(jax.random.key(0), model, n, SETTINGS)
-    path = folder / f"{digest[:16]}-{n}.npz"
+    path = _folder() / f"{artefact.model_digest[:16]}-{n}.npz"
     try:
         _write(path, artefact)
     except OSError as error:
         print(f"jaxunlearn: the images could not be kept in {path}: {_errors.describe(error)}", file=sys.stderr)
     return artefact
+
+
+def kept(model: Model, n: int) -> Artefact | None:
+    """Return n of the images that were made from a network earlier, or None where there are not so many."""
+    digest, settings = _model.digest(model), dataclasses.asdict(SETTINGS)
+    made = sorted((int(path.stem.rpartition("-")[2]), path) for path in _folder().glob(f"{digest[:16]}-*.npz"))
+    for count, path in made:
+        found = _read(path, digest, settings) if count >= n else None
+        if found is not None:
+            return dataclasses.replace(found, arrays={"x": found.arrays["x"][:n]})
+    return None
+
+
+def _folder() -> Path:
+    return _cache.folder() / "inversion"
 
 
 def _read(path: Path, digest: str, settings: dict[str, Any]) -> Artefact | None:

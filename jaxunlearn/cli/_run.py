@@ -70,6 +70,11 @@ class Request:
     inversion: Artefact | None = None
     eval_limit: int | None = None
 
+    @property
+    def first(self) -> Model:
+        """The network whose answers are held: the first of a chain of requests, if it is there, not an edited one."""
+        return self.original or self.model
+
     def sets(self) -> dict[str, np.ndarray]:
         """Return the rows to measure by set: "forget", "retain" (all else in training), "test" where there is one."""
         source = self.source

@@ -145,7 +145,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         _output.facts(_plan(request, spec, config, args, device))
     if args.dry_run:
         with _progress.shown(quiet=args.quiet):
-            pairs = _estimate.estimate(request, problem, spec, config)
+            pairs = _estimate.estimate(request, problem, spec, config, inversion=args.inversion or 0)
         print()
         _output.facts(pairs)
         return _errors.OK
@@ -163,8 +163,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     with _progress.shown(quiet=args.quiet):
         if args.inversion:
             with _run.timed(seconds, "inversion"):
-                # Of the network whose answers are held: made once for a chain of requests, and from undamaged weights.
-                made = _proxies.inversion(request.original or request.model, args.inversion)
+                made = _proxies.inversion(request.first, args.inversion)
                 request = dataclasses.replace(request, inversion=made)
             problem = request.problem(spec)
         before = _run.Measured(request.model, request, when="before")
@@ -228,10 +227,11 @@ def _plan(
     changed = [
         f"{f.name}={getattr(config, f.name)}"
         for f in dataclasses.fields(config)
-        if args.dry_run or getattr(config, f.name) != getattr(base, f.name)
+        if getattr(config, f.name) != (getattr(base, f.name) if not args.dry_run else "")
     ]
     measured = ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items())
     limit = " (a fixed random choice)" if request.eval_limit is not None else ""
+    limit += ", and how deep it goes" if args.measure_depth else ""
     pairs = [
         ("network", _model.describe(request.model)),
         ("data", f"{source.name}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())),

@@ -163,9 +163,13 @@ class MinimalEdit:
         steps = self.config.steps + self.config.finishing_steps
         pools_drawn = -(-steps // self.config.refresh_every)
         measured = n // 4 if self.config.metric == "kronecker" else 0
+        looked_at = 0
+        if self.config.depth != "none":  # fresh versions and those that are constraints already, to find the worst
+            fresh = 1 if self.config.depth == "mirror" else deep.CANDIDATES
+            looked_at = len(problem.forget.y) * (fresh + self._copies)
         row_bytes = 4 * (n + rows) * curvature.width(problem.model.params, self._paths(problem.model))
         return Work(
-            forward=pools_drawn * n + steps * (n + rows),
+            forward=pools_drawn * n + steps * (n + rows + looked_at),
             gradients=pools_drawn * (n + measured) + steps * rows,
             row_bytes=min(row_bytes, self.row_bytes or curvature.memory_for_rows()),
         )
