@@ -71,8 +71,10 @@ def test_what_earlier_requests_forgot_stays_forgotten_under_either_goal(first, t
     assert [item["forgotten"] for item in found["earlier"]] == [True] * 6
     assert [item["after"] for item in found["earlier"][4:]] == [9, 9]
     assert found["origin"] == results(first)["origin"]
+    assert (found["extras"]["first_network"], results(first)["extras"]["first_network"]) == ("used", None)
     assert found["origin"]["digest"] == results(first)["digests"]["weights before"]
-    assert "6 images forgotten earlier; nothing else" in (third / "report.md").read_text()
+    saw = "to forget, 6 images forgotten earlier and the network before the first of these requests; nothing else"
+    assert saw in (third / "report.md").read_text()
     capsys.readouterr()
 
 
@@ -91,6 +93,7 @@ def test_the_first_network_may_be_gone(gone, tmp_path, seen, capsys):
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "2 instances of earlier runs, measured again, not in retain, to stay forgotten; the network before" in said
     assert "original" not in seen[1].artefacts
+    assert results(tmp_path / "b")["extras"]["first_network"] == "gone"
 
 
 def test_an_earlier_instance_that_is_remembered_again_is_exit_status_3(first, tmp_path, monkeypatch, capsys):

@@ -488,7 +488,10 @@ def test_earlier_requests_are_told():
         {"run": "a", "id": "y", "label": 1, "after": 1, "forgotten": False},
     ]
     text = markdown(make(earlier=earlier))
-    assert "Of 2 instances of earlier runs 1 are still forgotten. Remembered again: y." in text
+    known = "Of 2 instances of earlier runs 1 are still forgotten: these images themselves, not versions of them."
+    assert f"{known} Remembered again: y.\n" in text
+    for what, said in (("used", "held to those of the network before"), ("gone", "not found any more. All other")):
+        assert said in markdown(make(earlier=earlier, extras={"first_network": what}))
 
 
 def test_how_to_do_it_again():

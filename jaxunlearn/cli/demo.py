@@ -115,8 +115,8 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
             ("D_test", "digits never trained on: should stay"),
         ]
     )
-    print("Forgotten means misclassified, not that the network cannot be told from one")
-    print("that never saw the digits.")
+    print("Forgotten means that these very digits are misclassified: not that shifted or")
+    print("mirrored copies are, nor that the network is like one that never saw them.")
     print()
     print("open:")
     for folder in sorted(folders, key=lambda folder: folder.name != BEST):

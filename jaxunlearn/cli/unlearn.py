@@ -159,6 +159,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         "from": previous,
         "eval_limit": args.eval_limit,
         "public": args.public,
+        "first_network": _first(request, spec),
     }
     with _progress.shown(quiet=args.quiet):
         if args.inversion:
@@ -172,6 +173,13 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     if record.result.stop_reason == "interrupted" and record.result.steps == 0:
         raise KeyboardInterrupt
     return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))
+
+
+def _first(request: _run.Request, spec: MethodSpec) -> str | None:
+    """Return what became of the network before the first of several requests, if a method asks for it."""
+    if not request.earlier or "original" not in spec.uses:
+        return None
+    return "gone" if request.original is None else "used"
 
 
 def _check_layers(request: _run.Request, config: Any) -> None:
@@ -243,7 +251,7 @@ def _plan(
     ]
     if request.earlier:
         held = ", to stay forgotten" if "held" in spec.uses else ", not held by this method"
-        if "original" in spec.uses and request.original is None:
+        if _first(request, spec) == "gone":
             held += "; the network before the first of them is not there any more: this one stands in for it"
         count = f"{len(request.earlier)} instances of earlier runs, measured again, not in retain"
         pairs.insert(3, ("earlier", count + held))

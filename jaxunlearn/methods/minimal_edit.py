@@ -188,7 +188,8 @@ class MinimalEdit:
 
     def extras(self, state: State) -> dict[str, Any]:
         pools.drop_rows()
-        return {"proxies": np.asarray(state.pool.x[:16])}
+        n = len(state.pool.x)  # of every kind: cut-and-paste images come first
+        return {"proxies": np.asarray(state.pool.x)[np.linspace(0, n - 1, min(n, 16)).astype(int)]}
 
     def draws(self, state: State) -> Draws:
         """Give every step the whole forget set."""

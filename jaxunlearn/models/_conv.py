@@ -13,6 +13,7 @@ Elsewhere than on CPU this is `lax.conv_general_dilated`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -132,7 +133,8 @@ def _depthwise(x: Array, w: Array, strides: Sequence[int], padding: Sequence[tup
     sides = [(padded.shape[axis + 1] - w.shape[axis]) // strides[axis] + 1 for axis in (0, 1)]
     shifted = _shifted(padded, w.shape[:2], strides, sides)
     entries = w.reshape(-1, 1, 1, 1, w.shape[-1])
-    return sum(image * entry for image, entry in zip(shifted, entries, strict=True))
+    terms = [image * entry for image, entry in zip(shifted, entries, strict=True)]
+    return functools.reduce(jnp.add, terms)
 
 
 def _shifted(padded: Array, kernel: Sequence[int], strides: Sequence[int], sides: Sequence[int]) -> list[Array]:

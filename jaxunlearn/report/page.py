@@ -24,6 +24,11 @@ DEPTHS = {
     "crops": "the images, and shifted, cropped and mirrored versions of them",
     "full": "the images, and shifted, cropped, mirrored, noisy, rotated and compressed versions of them",
 }
+FIRST = {
+    "used": "All other answers were held to those of the network before the first of these runs.",
+    "gone": "The network before the first of these runs was not found any more. All other answers were held to those of"
+    " the last run's network; small changes may add up.",
+}
 SEEN = {
     "retain": "{} labelled images of the retain set",
     "public": "{} unlabelled public images",
@@ -74,9 +79,10 @@ def _depth_asked(record: RunRecord) -> str:
 
 def _seen(record: RunRecord) -> str:
     parts = [SEEN[kind].format(f"{count:,}") for kind, count in record.saw.items() if kind in SEEN]
+    parts += ["the network before the first of these requests"] if record.extras.get("first_network") == "used" else []
     if not parts:
         return "The network and the images to forget; nothing else."
-    return f"The network and the images to forget, {' and '.join(parts)}; nothing else."
+    return f"The network and the images to forget, {', '.join(parts[:-1]) + ' and ' * (len(parts) > 1)}{parts[-1]}; nothing else."
 
 
 def _left(record: RunRecord) -> str:
@@ -188,7 +194,10 @@ def _earlier(record: RunRecord) -> str:
     kept = sum(bool(item["forgotten"]) for item in record.earlier)
     back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
     text = f"## Earlier requests, measured again\n\nOf {len(record.earlier)} instances of earlier runs {kept} are still"
-    return f"{text} forgotten." + (f" Remembered again: {', '.join(back)}." if back else "")
+    parts = [f"{text} forgotten: these images themselves, not versions of them."]
+    parts += [f"Remembered again: {', '.join(back)}."] if back else []
+    parts += [FIRST[record.extras["first_network"]]] if record.extras.get("first_network") in FIRST else []
+    return " ".join(parts)
 
 
 def _again(record: RunRecord) -> str:
