@@ -73,8 +73,8 @@ def test_what_earlier_requests_forgot_stays_forgotten_under_either_goal(first, t
     assert found["origin"] == results(first)["origin"]
     assert (found["extras"]["first_network"], results(first)["extras"]["first_network"]) == ("used", None)
     assert found["origin"]["digest"] == results(first)["digests"]["weights before"]
-    saw = "to forget, 6 images forgotten earlier and the network before the first of these requests; nothing else"
-    assert saw in (third / "report.md").read_text()
+    saw = "The network, the images to forget, 6 images forgotten earlier and the network before the first of these"
+    assert f"{saw} requests; nothing else" in (third / "report.md").read_text()
     capsys.readouterr()
 
 

@@ -78,11 +78,11 @@ def _depth_asked(record: RunRecord) -> str:
 
 
 def _seen(record: RunRecord) -> str:
-    parts = [SEEN[kind].format(f"{count:,}") for kind, count in record.saw.items() if kind in SEEN]
-    parts += ["the network before the first of these requests"] if record.extras.get("first_network") == "used" else []
-    if not parts:
-        return "The network and the images to forget; nothing else."
-    return f"The network and the images to forget, {', '.join(parts[:-1]) + ' and ' * (len(parts) > 1)}{parts[-1]}; nothing else."
+    things = ["The network", "the images to forget"]
+    things += [SEEN[kind].format(f"{count:,}") for kind, count in record.saw.items() if kind in SEEN]
+    if record.extras.get("first_network") == "used":
+        things.append("the network before the first of these requests")
+    return f"{', '.join(things[:-1])} and {things[-1]}; nothing else."
 
 
 def _left(record: RunRecord) -> str:
