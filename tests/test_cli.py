@@ -404,10 +404,11 @@ def test_demo_trains_once_and_writes_a_run_folder_a_method(tmp_path, monkeypatch
     monkeypatch.setattr(_cache, "folder", lambda: tmp_path / "cache")
     monkeypatch.setattr(demo, "METHODS", ("neggrad", "minimal-edit"))
     trained: list[dict] = []
+    model = network()
 
     def train(*args, **kwargs):
         trained.append(kwargs)
-        return training.TrainResult(network(), {})
+        return training.TrainResult(model, {})
 
     monkeypatch.setattr(training, "train", train)
     out = tmp_path / "demo"
@@ -416,6 +417,7 @@ def test_demo_trains_once_and_writes_a_run_folder_a_method(tmp_path, monkeypatch
     assert re.search(r"^before +100.00 ", said, re.MULTILINE) or re.search(r"^before +9\d.\d\d ", said, re.MULTILINE)
     assert re.search(r"^neggrad +0.00 .* 16 of 16 .* all forgotten", said, re.MULTILINE)
     assert re.search(r"^minimal-edit +0.00 .* 16 of 16 .* all forgotten", said, re.MULTILINE)
+    assert "not that shifted or" in said
     first, second = said.rstrip().splitlines()[-2:]  # the one to look at first
     assert first == f"  {out}/minimal-edit/report.md"
     assert second == f"  {out}/neggrad/report.md"
