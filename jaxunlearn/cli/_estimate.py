@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, curvature, inference, loop, losses
+from jaxunlearn import _config, curvature, inference, loop, losses, proxies
 from jaxunlearn._types import Draws, MethodSpec, Model, Phase, Problem, PyTree, Work
 from jaxunlearn.cli import _proxies
 from jaxunlearn.cli._run import Request
@@ -36,7 +37,7 @@ def estimate(
     lines = [("measuring", f"about {_time(measured * forward)} for {measured:,} images, before and after together")]
 
     if inversion:
-        lines.append(("inversion", _inversion(request.first, inversion, inputs)))
+        lines.append(("inversion", _inversion(request.first, inversion)))
     draws, iterations = getattr(config, "draws", None), getattr(config, "attack_steps", None)
     if draws and iterations:
         images = draws * len(request.rows)
@@ -68,11 +69,12 @@ def estimate(
     ]
 
 
-def _inversion(model: Model, n: int, seconds: float) -> str:
-    """Return a sentence on n images made from a network whose input gradients take so many seconds an image."""
+def _inversion(model: Model, n: int) -> str:
+    """Return a sentence on n images made from a network; times a step of it, which takes more than a gradient."""
     if _proxies.kept(model, n) is not None:
         return f"{n:,} images of this network are kept from an earlier run"
-    steps = _proxies.SETTINGS.steps
+    steps, one = _proxies.SETTINGS.steps, dataclasses.replace(_proxies.SETTINGS, steps=1)
+    seconds = _best(lambda: proxies.invert(jax.random.key(0), model, PROBE, one)) / PROBE
     return f"about {_time(n * steps * seconds)} for {n:,} images of {steps} steps each, once for this network"
 
 
