@@ -104,8 +104,9 @@ def measure(name: dict[str, Any]) -> dict[str, Any]:
     result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(name["seed"]))
     wall, cpu, memory = time.perf_counter() - began, time.process_time() - before_cpu, peak()
 
-    n = len(spec.make(config).prepare(jax.random.key(0), problem, _config.traced(config)).pool.x)
-    rows_gib = 4 * n * curvature.width(model.params, curvature.select_paths(model.params)) / 2**30
+    state = spec.make(config).prepare(jax.random.key(0), problem, _config.traced(config))
+    n = len(state.pool.x)
+    rows_gib = 4 * n * curvature.width(model.params, tuple(state.anchor)) / 2**30
     limit = (name["row_bytes"] or curvature.memory_for_rows()) / 2**30
     row = name | {
         "forgotten_ids": source.ids[rows].tolist(),
@@ -148,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         groups.setdefault(identity(row | {"seed": None}) + str(row["seed"] >= 100), []).append(row)
     lines = [
         "| net | k | settings | seeds | max D_f | same answer on 900 others, mean, min | accuracy there, before, after "
-        "| proxies | rows | peak GiB | s |",
+        "| proxies | rows | peak GiB | CPU s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for group in groups.values():
@@ -169,7 +170,7 @@ def table(rows: list[dict[str, Any]]) -> str:
             str(first["proxies"]),
             f"{first['rows_gib']:.1f} GiB, {'stored' if first['rows_stored'] else 'not stored'}",
             f"{max(row['peak_gib'] for row in group):.1f}",
-            f"{statistics.fmean(row['seconds']['wall'] for row in group):.0f}",
+            f"{statistics.fmean(row['seconds']['cpu'] for row in group):.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
