@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn._types import Array, PyTree
+from jaxunlearn._types import Array, Model, PyTree
 
 
 def flatten_paths(tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,3 +71,8 @@ def digest(tree: PyTree) -> str:
         sha.update(f"{path}|{array.dtype.str}|{array.shape}|".encode())
         sha.update(array.tobytes())
     return sha.hexdigest()
+
+
+def model_digest(model: Model) -> str:
+    """Return the SHA-256 of a model's weights and statistics: what an artefact is bound to."""
+    return digest({"params": model.params, "model_state": model.model_state})

@@ -17,8 +17,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _progress, _tree, _validate, inference, losses, methods
-from jaxunlearn._types import Array, Batch, Info, MethodSpec, Phase, Problem, PyTree, Result, StopReason, Unlearner
+from jaxunlearn import _config, _progress, _tree, _validate, artefacts, inference, losses, methods
+from jaxunlearn._types import (
+    Array,
+    Artefact,
+    Batch,
+    Info,
+    MethodSpec,
+    Phase,
+    Problem,
+    PyTree,
+    Result,
+    StopReason,
+    Unlearner,
+)
 
 Loop: TypeAlias = Literal["auto", "host", "device"]
 #: Rows of the device loop's history buffers: a segment is at most so many steps.
@@ -250,9 +262,13 @@ def check(spec: MethodSpec, problem: Problem, config: Any) -> None:
     if not isinstance(config, spec.Config):
         raise TypeError(f"config must be the Config of method {spec.name!r}; got {type(config).__qualname__}")
     for need in spec.needs:
-        have = {"retain": problem.retain, "public": problem.public}.get(need, problem.artefacts.get(need))
+        own = {"retain": problem.retain, "public": problem.public, "taps": problem.model.spec.taps_fn}
+        have = (own | {"init": problem.model.spec.init_fn} | dict(problem.artefacts)).get(need)
         if have is None:
-            raise ValueError(f"method {spec.name!r} needs {need!r}, which the problem does not have")
+            how = f": {artefacts.KINDS[need]}" if need in artefacts.KINDS else ""
+            raise ValueError(f"method {spec.name!r} needs {need!r}, which the problem does not have{how}")
+        if isinstance(have, Artefact):
+            artefacts.check_model(have, problem.model)
     if problem.retain is not None:
         _validate.inputs("retain.x", problem.retain.x, problem.model.spec)
         _validate.labels("retain.y", problem.retain.y, problem.model.spec.num_classes)

@@ -12,8 +12,8 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxunlearn"
 FLOORS = (
     {"_types", "_validate", "_tree", "_config", "_progress", "_repeat"},
-    {"losses", "inference", "adapters", "sharding"},
-    {"attacks", "importance", "transforms", "curvature", "proxies", "data", "checkpoint", "convert"},
+    {"losses", "inference", "adapters", "wrappers", "sharding"},
+    {"attacks", "importance", "transforms", "curvature", "proxies", "data", "checkpoint", "convert", "artefacts"},
     {"methods", "audits"},
     {"loop", "training"},
     {"cli", "report", "testing"},
@@ -28,7 +28,7 @@ ROOMS = {  # third-party libraries and the only rooms that may import them
     "sklearn": {"data"},
     "PIL": {"data", "audits", "report"},
     "torch": {"convert"},
-    "safetensors": {"convert"},
+    "safetensors": {"convert", "artefacts"},
     "matplotlib": {"report"},
     "rich": {"cli"},
     "platformdirs": {"cli"},

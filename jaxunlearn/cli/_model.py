@@ -85,7 +85,7 @@ def origin(args: argparse.Namespace, model: Model, run: Any = None) -> dict[str,
     if run is not None and run.results.get("origin"):
         return dict(run.results["origin"])
     path = run.path if run is not None else Path(args.weights).expanduser().resolve()
-    return {"weights": str(path), "digest": digest(model)}
+    return {"weights": str(path), "digest": _tree.model_digest(model)}
 
 
 def original(origin: Mapping[str, str], like: Model) -> Model | None:
@@ -103,12 +103,7 @@ def original(origin: Mapping[str, str], like: Model) -> Model | None:
             found = convert.load_weights(path, recipe, models.from_recipe)
     except (OSError, ValueError):
         return None
-    return found if digest(found) == origin["digest"] else None
-
-
-def digest(model: Model) -> str:
-    """Return the SHA-256 of a model's weights and statistics."""
-    return _tree.digest({"params": model.params, "model_state": model.model_state})
+    return found if _tree.model_digest(found) == origin["digest"] else None
 
 
 def check_fit(model: Model, source: Source) -> None:

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import sys
-import tempfile
-import zipfile
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from jaxunlearn import data, proxies
+from jaxunlearn import _tree, artefacts, data, proxies
 from jaxunlearn._types import Artefact, Model
-from jaxunlearn.cli import _cache, _errors, _model
+from jaxunlearn.cli import _cache, _errors
 
 #: The user's images that are used, at most.
 MOST = 4000
@@ -47,9 +42,9 @@ def inversion(model: Model, n: int) -> Artefact:
     if found is not None:
         return found
     artefact = proxies.invert_artefact(jax.random.key(0), model, n, SETTINGS)
-    path = _folder() / f"{artefact.model_digest[:16]}-{n}.npz"
+    path = _folder() / f"{artefact.model_digest[:16]}-{n}.safetensors"
     try:
-        _write(path, artefact)
+        artefacts.save(path, artefact)
     except OSError as error:
         print(f"jaxunlearn: the images could not be kept in {path}: {_errors.describe(error)}", file=sys.stderr)
     return artefact
@@ -57,10 +52,10 @@ def inversion(model: Model, n: int) -> Artefact:
 
 def kept(model: Model, n: int) -> Artefact | None:
     """Return n of the images that were made from a network earlier, or None where there are not so many."""
-    digest, settings = _model.digest(model), dataclasses.asdict(SETTINGS)
-    made = sorted((int(path.stem.rpartition("-")[2]), path) for path in _folder().glob(f"{digest[:16]}-*.npz"))
+    digest = _tree.model_digest(model)
+    made = sorted((int(path.stem.rpartition("-")[2]), path) for path in _folder().glob(f"{digest[:16]}-*.safetensors"))
     for count, path in made:
-        found = _read(path, digest, settings) if count >= n else None
+        found = _read(path, model) if count >= n else None
         if found is not None:
             return dataclasses.replace(found, arrays={"x": found.arrays["x"][:n]})
     return None
@@ -70,26 +65,11 @@ def _folder() -> Path:
     return _cache.folder() / "inversion"
 
 
-def _read(path: Path, digest: str, settings: dict[str, Any]) -> Artefact | None:
+def _read(path: Path, model: Model) -> Artefact | None:
     """Return a kept artefact, or None where it is damaged or of another network or other settings."""
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
-            meta, x = json.loads(str(kept["meta"])), kept["x"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        found = artefacts.load(path, kind="proxies", model=model)
+    except (OSError, ValueError):
         return None
-    if meta.pop("model_digest", None) != digest or any(meta.get(name) != value for name, value in settings.items()):
-        return None
-    return Artefact(kind="proxies", version=1, arrays={"x": x}, meta=meta, model_digest=digest)
-
-
-def _write(path: Path, artefact: Artefact) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    meta = json.dumps({**artefact.meta, "model_digest": artefact.model_digest})
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, x=artefact.arrays["x"], meta=meta)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    settings = dataclasses.asdict(SETTINGS)
+    return found if all(found.meta.get(name) == value for name, value in settings.items()) else None

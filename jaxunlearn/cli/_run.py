@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _progress, curvature, inference, loop, losses, report
+from jaxunlearn import _config, _progress, _tree, curvature, inference, loop, losses, report
 from jaxunlearn._types import Artefact, Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
 from jaxunlearn.audits.depth import depth
-from jaxunlearn.cli import _errors, _model
+from jaxunlearn.cli import _errors
 from jaxunlearn.data import Source
 from jaxunlearn.data.forget import ranked
 from jaxunlearn.loop import Event
@@ -54,6 +54,7 @@ class Request:
       original: the network before the first of them, where it is still there.
       origin: where that network, or this one if it is the first, lies and its digest.
       public: the user's unlabelled images; inversion: images made from the network.
+      artefacts: what training time or an earlier run left behind, by kind.
       eval_limit: how many instances of each of D_r and D_test are measured, or None for all.
     """
 
@@ -68,6 +69,7 @@ class Request:
     origin: Mapping[str, str] | None = None
     public: np.ndarray | None = None
     inversion: Artefact | None = None
+    artefacts: Mapping[str, Artefact] = dataclasses.field(default_factory=dict)
     eval_limit: int | None = None
 
     @property
@@ -97,14 +99,15 @@ class Request:
         if "retain" in spec.needs:
             rows = np.setdiff1d(self.source.splits["train"], [*self.rows, *(item.row for item in self.earlier)])
             retain = Batch.of(self.source.images(rows), self.source.labels[rows])
+        wanted = (*spec.needs, *spec.uses)
         held = _batch(self.earlier, self.source) if self.earlier else None
-        offered = {"held": held, "original": self.original, "proxies": self.inversion}
+        offered = {**self.artefacts, "held": held, "original": self.original, "proxies": self.inversion}
         return Problem(
             model=self.model,
             forget=self.forget(),
             retain=retain,
-            public=self.public if "public" in (*spec.needs, *spec.uses) else None,  # type: ignore[arg-type]
-            artefacts={name: value for name, value in offered.items() if value is not None and name in spec.uses},
+            public=self.public if "public" in wanted else None,  # type: ignore[arg-type]
+            artefacts={name: value for name, value in offered.items() if value is not None and name in wanted},
             goal=self.goal,
         )
 
@@ -206,7 +209,7 @@ def run(
         arch=recipe.arch if recipe is not None else "",
         data=source.name,
         command=command,
-        digests={"weights before": _model.digest(model), "weights after": _model.digest(result.model)},
+        digests={"weights before": _tree.model_digest(model), "weights after": _tree.model_digest(result.model)},
         seconds=spent,
         depth=found,
         saw=seen(problem),

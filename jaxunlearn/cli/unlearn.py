@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import curvature, data as data_sources, loop, methods, models, report
-from jaxunlearn._types import MethodSpec
+from jaxunlearn import _tree, artefacts, curvature, data as data_sources, loop, methods, models, report
+from jaxunlearn._types import Artefact, MethodSpec, Model
 from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
 from jaxunlearn.report.tables import REASONS
 
@@ -101,7 +101,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         default="default",
         help="what the hyper-parameters start from: our defaults or the published code's settings",
     )
-    group = parser.add_argument_group("images that stand in for data, for methods that use them")
+    group = parser.add_argument_group("what stands in for data, for methods that use it")
     group.add_argument(
         "--public",
         metavar="SOURCE",
@@ -112,6 +112,13 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         type=int,
         metavar="N",
         help="images made from the network's own statistics, once, then kept in the user's cache folder; default: 0",
+    )
+    group.add_argument(
+        "--artefact",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what training time left behind for a method that needs it; may be given several times",
     )
     group = parser.add_argument_group("result")
     group.add_argument("--out", metavar="DIR", help="folder to make: results.json, report.md, pictures, checkpoint")
@@ -137,7 +144,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
 def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: str, device: str) -> int:
     seconds: dict[str, float] = {}
     with _errors.user_input(), _run.timed(seconds, "load"), _progress.shown(quiet=args.quiet):
-        request, previous = _request(args)
+        request, previous = _request(args, spec)
         problem = request.problem(spec)
         loop.check(spec, problem, config)
         _check_layers(request, config)
@@ -192,7 +199,7 @@ def _check_layers(request: _run.Request, config: Any) -> None:
             raise ValueError(f"--layers: {error}") from None
 
 
-def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:
+def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str | None]:
     """Return what is asked, and the folder of the run it goes on from."""
     previous = None if args.previous is None else report.read_run(args.previous)
     data = args.data if args.data is not None or previous is None else previous.results["data"]
@@ -218,9 +225,28 @@ def _request(args: argparse.Namespace) -> tuple[_run.Request, str | None]:
         original=None if previous is None else _model.original(origin, model),
         origin=origin,
         public=None if args.public is None else _proxies.public(args.public, model, args.seed),
+        artefacts=_artefacts(args.artefact, spec, model, previous),
         eval_limit=args.eval_limit,
     )
     return request, None if previous is None else str(previous.path)
+
+
+def _artefacts(
+    files: Sequence[str], spec: MethodSpec, model: Model, previous: report.Run | None
+) -> dict[str, Artefact]:
+    """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
+    found: dict[str, Artefact] = {}
+    for file in () if previous is None else previous.artefacts:
+        artefact = artefacts.load(file)
+        if artefact.model_digest == _tree.model_digest(model):
+            found[artefact.kind] = artefact
+    for file in files:
+        artefact = artefacts.load(file, model=model)
+        if artefact.kind not in (*spec.needs, *spec.uses):
+            what = f"{Path(file).name}, an artefact of kind {artefact.kind!r}"
+            raise ValueError(f"method {spec.name!r} has no use for {what}; leave it out")
+        found[artefact.kind] = artefact
+    return found
 
 
 def _plan(

@@ -108,7 +108,7 @@ def invert_artefact(key: Array, model: Model, n: int, config: InversionConfig | 
         version=1,
         arrays={"x": invert(key, model, n, config)},
         meta={"source": "inversion", **dataclasses.asdict(config)},
-        model_digest=_tree.digest({"params": model.params, "model_state": model.model_state}),
+        model_digest=_tree.model_digest(model),
     )
 
 

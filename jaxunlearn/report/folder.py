@@ -30,6 +30,11 @@ class Run(NamedTuple):
         """Where the unlearned model lies, for `jaxunlearn.checkpoint`."""
         return self.path / CHECKPOINT
 
+    @property
+    def artefacts(self) -> list[Path]:
+        """Files of the artefacts that the run's method made, for `jaxunlearn.artefacts`."""
+        return sorted(self.path.glob("*.safetensors"))
+
 
 def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
     """Return the absolute output folder if a run can be written there; call it before the work begins.
@@ -60,9 +65,10 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
 def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: bool = False) -> Path:
     """Write a run folder and return its path.
 
-    The folder holds ``results.json``, ``checkpoint/``, ``report.md`` and PNG
-    pictures. It is made beside its final place and renamed, so a failure, a
-    full disk or Ctrl-C leaves nothing, and an earlier run as it was.
+    The folder holds ``results.json``, ``checkpoint/``, ``report.md``, PNG
+    pictures and the artefacts that the method made (``KIND.safetensors``). It is
+    made beside its final place and renamed, so a failure, a full disk or Ctrl-C
+    leaves nothing, and an earlier run as it was.
 
     Args:
       out_dir: where; see `check_out`.
@@ -124,7 +130,7 @@ def is_run(folder: str | os.PathLike[str]) -> bool:
 
 def _fill(folder: Path, record: RunRecord) -> None:
     # Inside the function: reading a run must not need matplotlib or orbax.
-    from jaxunlearn import checkpoint
+    from jaxunlearn import artefacts, checkpoint
     from jaxunlearn.report.figures import draw
     from jaxunlearn.report.page import markdown
 
@@ -132,6 +138,8 @@ def _fill(folder: Path, record: RunRecord) -> None:
     validate(results)
     (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     checkpoint.save(folder / CHECKPOINT, record.result.model)
+    for artefact in record.result.extras.get("artefacts", ()):
+        artefacts.save(folder / f"{artefact.kind}.safetensors", artefact)
     pictures = draw(folder, record)
     (folder / REPORT).write_text(markdown(record, pictures), encoding="utf-8")
 
