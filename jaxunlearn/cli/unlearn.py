@@ -236,8 +236,8 @@ def _artefacts(
 ) -> dict[str, Artefact]:
     """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
     found: dict[str, Artefact] = {}
-    for file in () if previous is None else previous.artefacts:
-        artefact = artefacts.load(file)
+    for path in () if previous is None else previous.artefacts:
+        artefact = artefacts.load(path)
         if artefact.model_digest == _tree.model_digest(model):
             found[artefact.kind] = artefact
     for file in files:
