@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from experiments import real, small_cnn
-from jaxunlearn import _config, _tree, data, inference, loop, methods, proxies
+from jaxunlearn import _config, _tree, audits, data, inference, loop, methods, proxies
 from jaxunlearn._types import Batch, Model, Problem
 
 SPEC = methods.get("minimal-edit")
@@ -79,7 +79,7 @@ class Measured:
 def inversion_images(model: Model, arch: str, n: int) -> np.ndarray:
     """Return images from inversion, made once per network and kept under ``runs``."""
     path = KEPT / f"{arch}-{n}.npz"
-    digest = _tree.digest({"params": model.params, "model_state": model.model_state})
+    digest = _tree.model_digest(model)
     if path.exists():
         kept = np.load(path)
         if str(kept["model_digest"]) == digest:
@@ -93,14 +93,9 @@ def inversion_images(model: Model, arch: str, n: int) -> np.ndarray:
     return artefact.arrays["x"]
 
 
-def held_out_proxies(model: Model, original: Model, x: np.ndarray) -> dict[str, float]:
+def held_out_proxies(model: Model, original: Model, x: np.ndarray) -> dict[str, Any]:
     """Return how far a network has moved from the original on fresh cut-and-paste images."""
-    made = proxies.cutmix(jax.random.key(999), x, 500)
-    now, then = (jax.nn.log_softmax(inference.logits(net, made)) for net in (model, original))
-    return {
-        "kl": float((np.exp(then) * (then - now)).sum(1).mean()),
-        "agreement": float((now.argmax(1) == then.argmax(1)).mean()),
-    }
+    return audits.agreement(model, original, proxies.cutmix(jax.random.key(999), x, 500))
 
 
 def measure(

@@ -265,6 +265,7 @@ class MethodSpec:
       cost: what dominates its time, in words.
       paper: author, year, where.
       vmappable: whether requests, seeds and strengths run under `jax.vmap`.
+      strength: the traced hyper-parameter that trades forgetting for keeping, which comparisons tune; "" for none.
     """
 
     name: str
@@ -277,6 +278,7 @@ class MethodSpec:
     cost: str
     paper: str
     vmappable: bool = True
+    strength: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
