@@ -1,4 +1,4 @@
-"""Per-example Jacobian rows, Gram matrices, matrix-free products, a metric on weights, and the edit they solve for.
+"""Per-example Jacobian rows, Gram matrices, matrix-free products, metrics, the edit they solve for; layers' inputs.
 
 Large networks never store their rows: `gram` accumulates by blocks of
 parameters, `Jacobian.times` and `Jacobian.transpose_times` are forward- and
@@ -19,6 +19,11 @@ from jaxunlearn.curvature.jacobian import (
     LogitDirection as LogitDirection,
     per_example_grad as per_example_grad,
 )
+from jaxunlearn.curvature.layers import (
+    Layer as Layer,
+    patches as patches,
+    tapped_layers as tapped_layers,
+)
 from jaxunlearn.curvature.margin_qp import (
     InfeasibleError as InfeasibleError,
     MarginStep as MarginStep,
@@ -31,6 +36,13 @@ from jaxunlearn.curvature.metric import (
     origin as origin,
     scale as scale,
     second_moments as second_moments,
+)
+from jaxunlearn.curvature.moments import (
+    input_moments as input_moments,
+    layers_of as layers_of,
+    moment as moment,
+    moments_artefact as moments_artefact,
+    without as without,
 )
 from jaxunlearn.curvature.selection import (
     put as put,

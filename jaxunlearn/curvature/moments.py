@@ -1,0 +1,177 @@
+"""Second moments of what a network's layers read, in float64: the space that an edit must not disturb.
+
+For a linear layer the sum of ``x x^T`` over its input vectors, for a
+convolution over its input patches (Saha et al. 2021; Hoang et al. 2024). Sums
+over parts of a data set add up, so what one part gave can be taken out again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _progress, _repeat, _tree, _validate
+from jaxunlearn._types import Array, Artefact, Model
+from jaxunlearn.curvature.layers import Layer, layer_inputs, patches, tapped_layers
+
+#: Images of one pass; the same for every sum, so that inputs are the same to the last bit in all of them.
+CHUNK = 16
+
+
+def input_moments(model: Model, x: Any, layers: Mapping[str, Layer]) -> dict[str, np.ndarray]:
+    """Return the sum of x x^T over what each layer reads for some images, (in, in) float64 by path.
+
+    One pass in eval mode, reported as "moments"; memory is flat in the number
+    of images. Inputs are in the network's dtype, products and sums in float64.
+
+    Args:
+      model: a network with taps.
+      x: (n, *input_shape), or anything whose slices become one; none gives zeros.
+      layers: of `tapped_layers`, or some of them.
+    """
+    n, leaves = len(x), _tree.flatten_paths(model.params)
+    total: dict[str, Any] = {path: np.zeros((_width(leaves[path]),) * 2) for path in layers}
+    on_host = jax.default_backend() == "cpu"  # whose BLAS takes the product of a matrix with itself at half the price
+    statics = (model.spec.taps_fn, tuple(layers))
+    for start in range(0, n, CHUNK):
+        rows = np.asarray(x[start : start + CHUNK])
+        real = len(rows)
+        rows = np.concatenate([rows, np.zeros((CHUNK - real, *rows.shape[1:]), rows.dtype)])
+        read = _repeat.call(layer_inputs, statics, model.params, model.model_state, rows, np.int32(real))
+        for path, value in ((path, value) for path, calls in read.items() for value in calls):
+            if on_host:
+                columns = np.asarray(_repeat.call(patches, (layers[path],), value), np.float64)
+                total[path] += columns.T @ columns
+            else:
+                with jax.enable_x64(True):
+                    total[path] = _repeat.call(_add_product, (layers[path],), total[path], value)
+        _progress.report("moments", min(start + CHUNK, n), n)
+    return {path: np.asarray(value) for path, value in total.items()}
+
+
+def moments_artefact(
+    model: Model, x: Any, *, layers: Sequence[str] = (), true_strides: bool = True, max_bytes: float = 4e9
+) -> Artefact:
+    """Return the second moments of all layers' inputs over a training set, as an artefact of kind "moments".
+
+    Beside the matrices it keeps a fingerprint of each image, so that only
+    images that are in the sums can be taken out of them, and each once.
+
+    Args:
+      model: a network with taps, at the weights it was trained to.
+      x: the training images, not augmented, (n, *input_shape) or anything whose slices become that.
+      layers: globs over paths of kernels (``layer3*/kernel``); none: every layer that is recognised.
+      true_strides: False has convolutions read at every place, as the published code does (PGU-4).
+      max_bytes: of all matrices together; one of 8,192 inputs takes 512 MiB.
+
+    Raises:
+      ValueError: no taps, no images, no layer, a glob without a match, or too many bytes.
+    """
+    if len(x) == 0:
+        raise ValueError("x is empty: second moments need images")
+    _validate.inputs("x", x[:CHUNK], model.spec)
+    chosen = _chosen(tapped_layers(model), layers)
+    if not true_strides:
+        chosen = {path: layer._replace(strides=(1,) * len(layer.kernel)) for path, layer in chosen.items()}
+    leaves = _tree.flatten_paths(model.params)
+    need = sum(8 * _width(leaves[path]) ** 2 for path in chosen)
+    if need > max_bytes:
+        raise ValueError(
+            f"the second moments of {len(chosen)} layers take {need / 1e9:.1f} GB, more than max_bytes={max_bytes:g}: "
+            "choose fewer layers by glob, or raise it"
+        )
+    marks = np.concatenate([_fingerprints(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)])
+    return _artefact(input_moments(model, x, chosen), chosen, marks, _tree.model_digest(model))
+
+
+def layers_of(artefact: Artefact) -> dict[str, Layer]:
+    """Return the layers that an artefact of kind "moments" has matrices of, by the path of their kernel."""
+    return {
+        path: Layer(tuple(kernel), tuple(strides), tuple((low, high) for low, high in padding))
+        for path, (kernel, strides, padding) in artefact.meta["layers"].items()
+    }
+
+
+def without(artefact: Artefact, model: Model, x: Any) -> Artefact:
+    """Return an artefact of kind "moments" with some images taken out of its sums.
+
+    Exact to the rounding of float64 while the model is the one that the sums
+    were made with; afterwards an approximation, since the inputs of later layers drift.
+
+    Args:
+      artefact: of `moments_artefact`.
+      model: what the images are shown to.
+      x: images that are in the sums, (k, *input_shape).
+
+    Raises:
+      ValueError: an image that is not among those summed over, or not any more.
+    """
+    layers, held = layers_of(artefact), artefact.arrays["instances"]
+    places: dict[int, list[int]] = {}
+    for place, mark in enumerate(held.tolist()):
+        places.setdefault(mark, []).append(place)
+    keep = np.ones(len(held), bool)
+    for row, mark in enumerate(_fingerprints(x).tolist()):
+        if not places.get(mark):
+            raise ValueError(
+                f"image {row} is not among the {len(held):,} images that the second moments are of: "
+                "they must be those of the whole training set, without what was forgotten before"
+            )
+        keep[places[mark].pop()] = False
+    part = input_moments(model, x, layers)
+    rest = {path: artefact.arrays[_name(path)] - part[path] for path in layers}
+    return _artefact(rest, layers, held[keep], artefact.model_digest)
+
+
+def moment(artefact: Artefact, path: str) -> np.ndarray:
+    """Return the matrix of one layer, (in, in) float64."""
+    return artefact.arrays[_name(path)]
+
+
+def _artefact(
+    moments: Mapping[str, np.ndarray], layers: Mapping[str, Layer], instances: np.ndarray, digest: str
+) -> Artefact:
+    return Artefact(
+        kind="moments",
+        version=1,
+        arrays={**{_name(path): matrix for path, matrix in moments.items()}, "instances": instances},
+        meta={"layers": {path: [list(part) for part in layer] for path, layer in layers.items()}},
+        model_digest=digest,
+    )
+
+
+def _name(path: str) -> str:
+    return f"moments/{path}"
+
+
+def _fingerprints(x: Any) -> np.ndarray:
+    """Return 64 bits an image, (n,) uint64."""
+    rows = np.asarray(x, np.float32)
+    marks = b"".join(hashlib.blake2b(row.tobytes(), digest_size=8).digest() for row in rows)
+    return np.frombuffer(marks, "<u8").astype(np.uint64)
+
+
+def _chosen(layers: Mapping[str, Layer], patterns: Sequence[str]) -> dict[str, Layer]:
+    if not layers:
+        raise ValueError("the network has no linear layer or convolution with taps: there is nothing to sum over")
+    for pattern in patterns:
+        if not any(fnmatchcase(path, pattern) for path in layers):
+            raise ValueError(f"no layer matches {pattern!r}; there are {', '.join(layers)}")
+    wanted = {path for path in layers for pattern in patterns or ("*",) if fnmatchcase(path, pattern)}
+    return {path: layer for path, layer in layers.items() if path in wanted}
+
+
+def _width(kernel: Any) -> int:
+    return math.prod(kernel.shape[:-1])
+
+
+def _add_product(layer: Layer, total: Array, x: Array) -> Array:
+    columns = patches(layer, x).astype(jnp.float64)
+    return total + columns.T @ columns
