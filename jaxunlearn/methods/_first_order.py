@@ -22,6 +22,7 @@ import optax
 from jaxunlearn import attacks, importance, losses, transforms
 from jaxunlearn._config import BaseConfig, hparam
 from jaxunlearn._types import Array, Batch, Draws, Info, Model, Params, Phase, Problem, PyTree
+from jaxunlearn.methods._descent import Slices, chain, pad
 
 BATCH_NORM = ("frozen", "update", "adv_eval")
 
@@ -139,8 +140,8 @@ class FirstOrder:
 
     def draws(self, state: State) -> Draws:
         """Pair batch t of the companion set with batch t of the forget set, each cycling on its own."""
-        forget = _Slices(state.forget.x.shape[0], self.config.forget_batch)
-        beside = forget if state.companion is None else _Slices(state.companion.x.shape[0], self.config.companion_batch)
+        forget = Slices(state.forget.x.shape[0], self.config.forget_batch)
+        beside = forget if state.companion is None else Slices(state.companion.x.shape[0], self.config.companion_batch)
 
         def draw(state: State, t: Any, part: int) -> StepBatch:
             return StepBatch(
@@ -243,41 +244,13 @@ def _holding_weight(config: Any, model: Model, forget: Batch) -> Params:
 
 
 def _optimiser(hparams: Mapping[str, Array], holding: Any, anchor: Any) -> optax.GradientTransformation:
-    # Built inside the trace from values in the state: nothing is closed over, so it vmaps and never retraces.
-    parts = [
-        optax.add_decayed_weights(hparams["weight_decay"]),
-        optax.trace(decay=hparams["momentum"]),
-        optax.scale_by_learning_rate(hparams["learning_rate"]),
-    ]
+    penalty = None
     if holding is not None:
-        parts.insert(0, transforms.masked_regularization(holding, anchor, hparams["strength"]))
-    return optax.chain(*parts)
+        penalty = transforms.masked_regularization(holding, anchor, hparams["strength"])
+    return chain(hparams, penalty=penalty)
 
 
 def _pad(batch: Batch, size: int) -> Batch:
-    """Pad a set to whole batches with rows of weight 0 (copies of row 0, so that they stay in the box)."""
-    n = batch.x.shape[0]
-    size = min(size, n)
-    rows = -n % size
-    if rows == 0:
-        return batch
-    padded: Batch = jax.tree.map(lambda leaf: jnp.concatenate([leaf, jnp.repeat(leaf[:1], rows, axis=0)]), batch)
-    return padded._replace(weight=padded.weight.at[n:].set(0.0))
-
-
-class _Slices:
-    """Consecutive batches of a set of n rows, the last one possibly smaller."""
-
-    def __init__(self, n: int, size: int):
-        self.n, self.size = n, min(size, n)
-        self.count = -(-n // self.size)
-        self.rest = n - (self.count - 1) * self.size
-
-    def is_last(self, t: int) -> bool:
-        """Whether batch t is the smaller one."""
-        return self.rest != self.size and t % self.count == self.count - 1
-
-    def take(self, batch: Batch, t: Any, *, last: bool) -> Batch:
-        start = (t % self.count) * self.size
-        rows = self.rest if last else self.size
-        return cast(Batch, jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, start, rows), batch))
+    """Pad a set to whole batches with rows of weight 0."""
+    padded = pad(batch, size)
+    return padded._replace(weight=padded.weight.at[len(batch.y) :].set(0.0))
