@@ -90,7 +90,7 @@ def start(unlearner: Unlearner, key: Array, problem: Problem, hparams: Mapping[s
         step=zero,
         phase=zero,
         forgotten_at=jnp.where(met, 0, -1).astype(jnp.int32),
-        done=jnp.all(met) & _still_met(unlearner, inner, held),
+        done=jnp.all(met) & _still_met(unlearner, inner, held) | _stopped(unlearner, inner),
         diverged=jnp.asarray(False),
         goal=problem.goal,
     )
@@ -112,11 +112,14 @@ def advance(unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int
     t, step = state.t + finite, state.step + finite
 
     every = spec.check_every or draws.steps_per_pass
-    if every == 1:
+    look = finite & (t % every == 0)
+    if every == 1 or (not spec.jit and look):
         met = _met(unlearner, inner, state.forget, state.goal)
+    elif not spec.jit:  # a cond outside jit compiles each time
+        met = state.forgotten_at >= 0
     else:
         met = jax.lax.cond(
-            finite & (t % every == 0),
+            look,
             lambda: _met(unlearner, inner, state.forget, state.goal),
             lambda: state.forgotten_at >= 0,
         )
@@ -125,6 +128,7 @@ def advance(unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int
     done = jnp.all(met) & (t >= spec.min_steps)
     if state.held is not None:
         done = jax.lax.cond(done, lambda: _still_met(unlearner, inner, state.held), lambda: jnp.asarray(False))
+    done = done | _stopped(unlearner, inner)
     real = jnp.maximum(jnp.sum(state.forget.weight), 1)
     count = jnp.sum(jnp.where(state.forget.weight > 0, met, False))
     info = info | {"forgotten": count.astype(jnp.float32), "forgotten_share": count / real}
@@ -239,8 +243,9 @@ def unlearn(
     logits = inference.logits(model, problem.forget.x, label="verifying")
     forgotten = np.asarray(losses.forgotten(jnp.asarray(logits), problem.forget, problem.goal))
     seconds["verify"] = clock() - began
-    if reason == "forgotten" and not forgotten.all():  # the batch of the check rounds otherwise: believe the last pass
-        reason = "max_steps"
+    if reason == "forgotten" and not forgotten.all():
+        # By the method's own rule; or the batch of the check rounds otherwise: believe the last pass.
+        reason = "completed" if bool(_stopped(unlearner, state.inner)) else "max_steps"
     return Result(
         model=model,
         forgotten=forgotten,
@@ -372,6 +377,12 @@ def _still_met(unlearner: Unlearner, inner: PyTree, held: Batch | None) -> Array
     logits = unlearner.finish(inner)(held.x)
     relabelled, other = (losses.forgotten(logits, held, goal) for goal in ("relabel", "misclassify"))
     return jnp.all(jnp.where(held.target >= 0, relabelled, other))
+
+
+def _stopped(unlearner: Unlearner, inner: PyTree) -> Array:
+    """Return whether the method is done by a rule of its own."""
+    rule = getattr(unlearner, "stopped", None)
+    return jnp.asarray(False) if rule is None else jnp.asarray(rule(inner))
 
 
 def _length(row: Mapping[str, Any]) -> int:

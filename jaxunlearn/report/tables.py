@@ -12,7 +12,7 @@ REASONS = {
     "forgotten": "every instance is forgotten",
     "max_steps": "step budget is spent",
     "diverged": "a step was not finite",
-    "completed": "one-shot edit, done",
+    "completed": "the method is done",
     "interrupted": "interrupted",
 }
 
