@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _tree, loop
-from jaxunlearn._types import Array, Batch, MethodSpec, Model, ModelSpec, Params, Problem, Unlearner
+from jaxunlearn import _config, _tree, curvature, loop
+from jaxunlearn._types import Array, Artefact, Batch, MethodSpec, Model, ModelSpec, Params, Problem, Unlearner
 
 #: Settings that make any method small; a method takes those it has.
 SMALL: dict[str, Any] = dict(
@@ -40,9 +40,18 @@ class TinyNet:
     def __call__(
         self, params: Params, model_state: Params, x: Array, *, train: bool = False, rngs: Any = None
     ) -> tuple[Array, Params]:
+        layers, model_state = self._layers(params, model_state, x, train)
+        return layers["head"], model_state
+
+    def taps(self, params: Params, model_state: Params, x: Array) -> dict[str, Array]:
+        """Return what its two linear layers get and give in eval mode."""
+        return self._layers(params, model_state, x, False)[0]
+
+    def _layers(self, params: Params, model_state: Params, x: Array, train: bool) -> tuple[dict[str, Array], Params]:
         self.traces += 1
         first, norm, head = params["first"], params["norm"], params["head"]
-        h = x.reshape(x.shape[0], -1) @ first["kernel"] + first["bias"][None]
+        x = x.reshape(x.shape[0], -1)
+        h = out = x @ first["kernel"] + first["bias"][None]
         mean, var = model_state["norm"]["mean"], model_state["norm"]["var"]
         if train:
             batch_mean, batch_var = jnp.mean(h, axis=0), jnp.var(h, axis=0)
@@ -50,7 +59,9 @@ class TinyNet:
             model_state = {"norm": moved}
             mean, var = batch_mean, batch_var
         h = (h - mean[None]) * jax.lax.rsqrt(var[None] + 1e-5) * norm["scale"][None] + norm["bias"][None]
-        return jax.nn.relu(h) @ head["kernel"] + head["bias"][None], model_state
+        features = jax.nn.relu(h)
+        logits = features @ head["kernel"] + head["bias"][None]
+        return {"first:in": x, "first": out, "head:in": features, "head": logits}, model_state
 
     def init(self, key: Array, features: int, width: int = 16) -> tuple[Params, Params]:
         """Draw fresh weights."""
@@ -66,14 +77,33 @@ class TinyNet:
         return params, {"norm": {"mean": jnp.zeros(width), "var": jnp.full(width, 5.0)}}
 
 
-def tiny_problem(seed: int = 0, *, k: int = 8, goal: str = "misclassify", net: TinyNet | None = None) -> Problem:
-    """Make a small problem whose forget set the network gets right, so that there is something to forget."""
+def tiny_problem(
+    seed: int = 0,
+    *,
+    k: int = 8,
+    goal: str = "misclassify",
+    net: TinyNet | None = None,
+    needs: Collection[str] = (),
+) -> Problem:
+    """Make a small problem whose forget set the network gets right, so that there is something to forget.
+
+    Args:
+      seed: of weights and images.
+      k: forget instances.
+      goal: "misclassify" or "relabel".
+      net: whose weights are drawn, or None for another one.
+      needs: kinds of artefacts to make, see `MethodSpec`.
+    """
     net = TinyNet() if net is None else net
     keys = jax.random.split(jax.random.key(seed), 3)
     shape = (3, 3, 1)
     params, model_state = net.init(keys[0], 9)
     spec = ModelSpec(
-        num_classes=net.num_classes, input_shape=shape, head=("head",), init_fn=lambda key: net.init(key, 9)
+        num_classes=net.num_classes,
+        input_shape=shape,
+        head=("head",),
+        taps_fn=net.taps,
+        init_fn=lambda key: net.init(key, 9),
     )
     model = Model(params=params, model_state=model_state, apply_fn=net, spec=spec)
     x = jax.random.uniform(keys[1], (k + 16, *shape))
@@ -84,8 +114,15 @@ def tiny_problem(seed: int = 0, *, k: int = 8, goal: str = "misclassify", net: T
         forget=Batch.of(x[:k], y[:k], None if target is None else target[:k]),
         retain=Batch.of(x[k:], y[k:]),
         public=jax.random.uniform(keys[2], (16, *shape)),
+        artefacts={kind: make(model, np.asarray(x), y) for kind, make in ARTEFACTS.items() if kind in needs},
         goal=goal,  # type: ignore[arg-type]
     )
+
+
+#: Kind -> ``make(model, x, y)``, from all images of a problem.
+ARTEFACTS: dict[str, Callable[[Model, np.ndarray, np.ndarray], Artefact]] = {
+    "moments": lambda model, x, y: curvature.moments_artefact(model, x),
+}
 
 
 def small_config(spec: MethodSpec, **changes: Any) -> Any:
@@ -94,16 +131,22 @@ def small_config(spec: MethodSpec, **changes: Any) -> Any:
     return _config.from_mapping(spec.Config, {k: v for k, v in SMALL.items() if k in have} | changes)
 
 
-def check_method(spec: MethodSpec, make_problem: Callable[..., Problem] = tiny_problem) -> None:
+def problem_maker(spec: MethodSpec) -> Callable[..., Problem]:
+    """Return `tiny_problem` with the artefacts that a method needs."""
+    return partial(tiny_problem, needs=spec.needs)
+
+
+def check_method(spec: MethodSpec, make_problem: Callable[..., Problem] | None = None) -> None:
     """Run every check of the contract on a method.
 
     Args:
       spec: the method.
-      make_problem: ``make_problem(seed, goal=...)``, for a method that needs more than `tiny_problem` gives.
+      make_problem: ``make_problem(seed, goal=...)``, for a method that needs more than `problem_maker` gives.
 
     Raises:
       AssertionError: naming the check that failed.
     """
+    make_problem = problem_maker(spec) if make_problem is None else make_problem
     for check in CHECKS:
         try:
             check(spec, make_problem)
@@ -118,6 +161,9 @@ def declares_itself(spec: MethodSpec, make_problem: Callable[..., Problem]) -> N
     for field in dataclasses.fields(spec.Config):
         assert field.metadata.get("help"), f"{field.name} has no help"
         assert not field.metadata["traced"] or isinstance(field.default, float), f"{field.name} is traced, not a float"
+    fields = {field.name: field for field in dataclasses.fields(spec.Config)}
+    tuned = not spec.strength or (spec.strength in fields and fields[spec.strength].metadata["traced"])
+    assert tuned, f"strength must name a traced field; got {spec.strength!r}"
     json.dumps(dataclasses.asdict(spec.Config()))
     config = spec.Config()
     assert spec.make(_config.static(config)) == spec.make(_config.static(config)), "equal configs, equal unlearners"

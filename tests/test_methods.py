@@ -12,7 +12,8 @@ from jaxunlearn import methods, testing
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", methods.names())
 def test_contract(name, check):
-    check(methods.get(name), testing.tiny_problem)
+    spec = methods.get(name)
+    check(spec, testing.problem_maker(spec))
 
 
 def test_unknown_method_names_close_ones():

@@ -7,6 +7,7 @@ over parts of a data set add up, so what one part gave can be taken out again.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
@@ -88,7 +89,7 @@ def moments_artefact(
             "choose fewer layers by glob, or raise it"
         )
     marks = np.concatenate([_fingerprints(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)])
-    return _artefact(input_moments(model, x, chosen), chosen, marks, _tree.model_digest(model))
+    return as_artefact(input_moments(model, x, chosen), chosen, marks, model)
 
 
 def layers_of(artefact: Artefact) -> dict[str, Layer]:
@@ -127,7 +128,7 @@ def without(artefact: Artefact, model: Model, x: Any) -> Artefact:
         keep[places[mark].pop()] = False
     part = input_moments(model, x, layers)
     rest = {path: artefact.arrays[_name(path)] - part[path] for path in layers}
-    return _artefact(rest, layers, held[keep], artefact.model_digest)
+    return dataclasses.replace(as_artefact(rest, layers, held[keep], model), model_digest=artefact.model_digest)
 
 
 def moment(artefact: Artefact, path: str) -> np.ndarray:
@@ -135,15 +136,22 @@ def moment(artefact: Artefact, path: str) -> np.ndarray:
     return artefact.arrays[_name(path)]
 
 
-def _artefact(
-    moments: Mapping[str, np.ndarray], layers: Mapping[str, Layer], instances: np.ndarray, digest: str
+def as_artefact(
+    moments: Mapping[str, np.ndarray], layers: Mapping[str, Layer], instances: np.ndarray, model: Model
 ) -> Artefact:
+    """Return second moments as an artefact of a model, such as the one that a request leaves.
+
+    Args:
+      moments, layers: by the path of a kernel, see `input_moments`.
+      instances: fingerprints of the images in the sums, as another such artefact has them.
+      model: what it is bound to.
+    """
     return Artefact(
         kind="moments",
         version=1,
         arrays={**{_name(path): matrix for path, matrix in moments.items()}, "instances": instances},
         meta={"layers": {path: [list(part) for part in layer] for path, layer in layers.items()}},
-        model_digest=digest,
+        model_digest=_tree.model_digest(model),
     )
 
 
