@@ -51,7 +51,7 @@ class Recipe:
       arch: name in `jaxunlearn.models`, or ``package.module:factory``.
       kwargs: arguments of the architecture as sorted ``(name, scalar)`` pairs.
       mean, std: per-channel normalisation inside the network, or None.
-      wrappers: names of networks wrapped around it (patches, projectors).
+      wrappers: what is around it (`jaxunlearn.wrappers`), innermost first: ``(name, ((argument, value), ...))``.
 
     >>> r = Recipe(arch="cifar_resnet20", kwargs=(("num_classes", 10),), mean=(0.5,), std=(0.2,))
     >>> Recipe.from_json(r.to_json()) == r
@@ -62,11 +62,12 @@ class Recipe:
     kwargs: tuple[tuple[str, Any], ...] = ()
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
-    wrappers: tuple[str, ...] = ()
+    wrappers: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
 
     def to_json(self) -> str:
         """Return the recipe as one JSON object."""
-        fields = dataclasses.asdict(self) | {"kwargs": dict(self.kwargs)}
+        wrappers = [[name, dict(arguments)] for name, arguments in self.wrappers]
+        fields = dataclasses.asdict(self) | {"kwargs": dict(self.kwargs), "wrappers": wrappers}
         return json.dumps(fields, sort_keys=True)
 
     @classmethod
@@ -76,11 +77,15 @@ class Recipe:
         def hashable(value: Any) -> Any:
             return tuple(map(hashable, value)) if isinstance(value, list) else value
 
+        def pairs(arguments: Any) -> tuple[tuple[str, Any], ...]:
+            return tuple(sorted((k, hashable(v)) for k, v in arguments.items()))
+
         try:
             fields = {name: hashable(value) for name, value in json.loads(text).items()}
-            fields["kwargs"] = tuple(sorted((k, hashable(v)) for k, v in fields["kwargs"].items()))
+            fields["kwargs"] = pairs(fields["kwargs"])
+            fields["wrappers"] = tuple((str(name), pairs(values)) for name, values in fields.get("wrappers", ()))
             return cls(**fields)
-        except (TypeError, KeyError, AttributeError, json.JSONDecodeError) as error:
+        except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a network recipe: {text[:80]!r} ({error})") from None
 
 
@@ -229,7 +234,8 @@ class Work(NamedTuple):
 class Unlearner(Protocol):
     """A method bound to its static settings; equal settings compare and hash equal.
 
-    A method whose state is not known from shapes may have ``work(problem) -> Work``, for estimates.
+    A method whose state is not known from shapes may have ``work(problem) -> Work``, for estimates; one with a
+    stopping rule of its own ``stopped(state) -> bool``, besides that of the loop (every instance is forgotten).
     """
 
     @property

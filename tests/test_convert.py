@@ -236,7 +236,7 @@ def test_parameters_without_a_counterpart() -> None:
 def test_wrapped_networks_are_not_exported(template: Model) -> None:
     import dataclasses
 
-    recipe = Recipe(arch="cifar_resnet8", kwargs=RECIPE.kwargs, wrappers=("patch",))
+    recipe = Recipe(arch="cifar_resnet8", kwargs=RECIPE.kwargs, wrappers=(("patch", ()),))
     with pytest.raises(ValueError, match="a wrapped network cannot be exported: patch would be lost"):
         convert.to_torch(template.replace(spec=dataclasses.replace(template.spec, recipe=recipe)))
 

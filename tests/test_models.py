@@ -230,8 +230,11 @@ def test_from_recipe_errors() -> None:
         models.from_recipe(Recipe(arch="digits_cnn", kwargs=(("num_classes", 3),)), abstract=True)
     with pytest.raises(ValueError, match=r"recipe of digits_cnn does not fit it: .*'depht'"):
         models.from_recipe(Recipe(arch="digits_cnn", kwargs=(*recipe.kwargs, ("depht", 3))), abstract=True)
-    with pytest.raises(ValueError, match=r"wrappers cannot be rebuilt .*: projector"):
-        models.from_recipe(Recipe(arch="digits_cnn", kwargs=recipe.kwargs, wrappers=("projector",)), abstract=True)
+    wrapped = Recipe(arch="digits_cnn", kwargs=recipe.kwargs, wrappers=(("nonesuch", ()),))
+    with pytest.raises(ValueError, match="unknown wrapper 'nonesuch'; there are patch"):
+        models.from_recipe(wrapped, abstract=True)
+    with pytest.raises(ValueError, match="a network inside nonesuch needs abstract=True"):
+        models.from_recipe(wrapped, key=jax.random.key(0))
     with pytest.raises(ValueError, match="cannot import the network 'no_such_module:Net'"):
         models.from_recipe(Recipe(arch="no_such_module:Net", kwargs=recipe.kwargs), abstract=True)
     with pytest.raises(ValueError, match="one value for each of the 1 channels"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def describe(model: Model) -> str:
     """Return a line on the network: name, size, normalisation."""
     recipe = model.spec.recipe
     name = recipe.arch if recipe is not None else "network"
+    if recipe is not None and recipe.wrappers:
+        name += f" inside {', '.join(wrapper for wrapper, _ in recipe.wrappers)}"
     text = f"{name}, {_tree.size(model.params):,} parameters, {model.spec.num_classes} classes"
     if recipe is not None and recipe.mean is not None and recipe.std is not None:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
@@ -100,6 +103,7 @@ def original(origin: Mapping[str, str], like: Model) -> Model | None:
             recipe = like.spec.recipe
             if recipe is None:
                 return None
+            recipe = dataclasses.replace(recipe, wrappers=())  # a file of weights is of a network by itself
             found = convert.load_weights(path, recipe, models.from_recipe)
     except (OSError, ValueError):
         return None

@@ -123,7 +123,8 @@ def to_torch(model: Model) -> dict[str, np.ndarray]:
     """
     recipe = model.spec.recipe
     if recipe is not None and recipe.wrappers:
-        raise ValueError(f"a wrapped network cannot be exported: {', '.join(recipe.wrappers)} would be lost")
+        names = ", ".join(name for name, _ in recipe.wrappers)
+        raise ValueError(f"a wrapped network cannot be exported: {names} would be lost")
     leaves = {**_tree.flatten_paths(model.params), **_tree.flatten_paths(_state(model))}
     arrays = {path: layouts.to_torch(path, np.asarray(leaf)) for path, leaf in leaves.items()}
     return {torch_name(path): np.array(array, order="C") for path, array in arrays.items()}

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from jaxunlearn import _validate
+from jaxunlearn import _validate, wrappers
 from jaxunlearn._types import Array, Model, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
 from jaxunlearn.models.mobilenet import MobileNetV1
@@ -144,9 +145,10 @@ def from_recipe(
     if (variables is not None) + (key is not None) + bool(abstract) != 1:
         raise ValueError("give exactly one of variables, key, abstract=True")
     if recipe.wrappers:
-        raise ValueError(
-            f"a network with wrappers cannot be rebuilt from its recipe alone: {', '.join(recipe.wrappers)}"
-        )
+        if not abstract:
+            names = ", ".join(name for name, _ in recipe.wrappers)
+            raise ValueError(f"a network inside {names} needs abstract=True: its weights come from a checkpoint")
+        return wrappers.rebuild(from_recipe(dataclasses.replace(recipe, wrappers=()), abstract=True), recipe)
     module, kwargs = _module(recipe)
     input_shape = tuple(kwargs["input_shape"])
     if variables is None:
