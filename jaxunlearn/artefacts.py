@@ -22,6 +22,8 @@ from jaxunlearn._types import Artefact, Model
 _FORMAT = "jaxunlearn-artefact"
 #: Kind -> what it is and how to make one, for the message of a method that lacks it.
 KINDS: dict[str, str] = {
+    "codes": "a random image a class, which only training with them gives (`jaxunlearn train --codes P`, or "
+    "`training.train(codes=...)` and `proxies.codes_artefact`); mnemonic-free does without",
     "moments": "second moments of every layer's inputs, over the training images (`jaxunlearn moments`, or "
     "`curvature.moments_artefact`)",
     "proxies": "images made from the network (`--inversion N`, or `proxies.invert_artefact`)",

@@ -18,12 +18,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _tree, curvature, loop
+from jaxunlearn import _config, _tree, curvature, loop, proxies
 from jaxunlearn._types import Array, Artefact, Batch, MethodSpec, Model, ModelSpec, Params, Problem, Unlearner
 
 #: Settings that make any method small; a method takes those it has.
 SMALL: dict[str, Any] = dict(
-    draws=2, attack_steps=3, max_passes=4, forget_batch=4, companion_batch=8, learning_rate=0.05, proxies=64
+    draws=2,
+    attack_steps=3,
+    max_passes=4,
+    forget_batch=4,
+    companion_batch=8,
+    learning_rate=0.05,
+    proxies=64,
+    whole_class=True,
 )
 
 
@@ -121,6 +128,9 @@ def tiny_problem(
 
 #: Kind -> ``make(model, x, y)``, from all images of a problem.
 ARTEFACTS: dict[str, Callable[[Model, np.ndarray, np.ndarray], Artefact]] = {
+    "codes": lambda model, x, y: proxies.codes_artefact(
+        model, proxies.draw_codes(jax.random.key(0), model), y, mix=0.1
+    ),
     "moments": lambda model, x, y: curvature.moments_artefact(model, x),
 }
 

@@ -1,0 +1,142 @@
+"""The one-shot edit of the mnemonic code: sensitive parameters move, all one way (Yamashita et al. 2024).
+
+With g the gradient of the cross-entropy of one example, squares by element::
+
+    F_f = (1e-16 + sum over what is forgotten of g^2) / its number,   F_r the same of the rest
+    rho = F_f / F_r,   delta = min(lambda1, lambda2 / max rho) * rho           for each tensor
+    theta0 + delta or theta0 - delta, whichever forgets more and keeps more
+
+rho spans dozens of decades, so it is made in float64 on the host, from logarithms.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn import _progress, _repeat, _tree, curvature, inference, losses
+from jaxunlearn._config import BaseConfig, hparam
+from jaxunlearn._types import ApplyFn, Array, Model, Params, PyTree
+from jaxunlearn.curvature.jacobian import microbatches
+
+#: Floor of the sums of squares (published).
+FLOOR = 1e-16
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EditConfig(BaseConfig):
+    """Hyper-parameters of the edit."""
+
+    lambda1: float = hparam(
+        1e-5, "change of a parameter that matters as much to both sides", traced=True, unit="weights", low=0.0
+    )
+    lambda2: float = hparam(1e4, "largest change of any parameter", traced=True, unit="weights", low=0.0)
+
+
+class Examples(NamedTuple):
+    """Images and labels, (n, *input_shape) and (n,)."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class State:
+    """What the edit gives.
+
+    Attributes:
+      model: the edited network.
+      scores: ``(1 - accuracy on what is forgotten) + accuracy on the rest`` of plus and of minus.
+    """
+
+    model: Model
+    scores: np.ndarray
+
+
+def edit(model: Model, forget: Examples, rest: Examples, hparams: Mapping[str, Array], *, label: str) -> State:
+    """Return the network after the edit; running statistics stay.
+
+    Args:
+      model: before.
+      forget, rest: what stands for what is forgotten and for what is kept.
+      hparams: lambda1, lambda2.
+      label: what progress is reported as.
+    """
+    sums = [squared_gradients(model, examples, label=label) for examples in (forget, rest)]
+    numbers = len(forget.y), len(rest.y)
+    lambdas = float(hparams["lambda1"]), float(hparams["lambda2"])
+    deltas = {path: perturbation(sums[0][path], sums[1][path], numbers, *lambdas) for path in sums[0]}
+    leaves = curvature.take(model.params, tuple(deltas))
+    best, scores = model, []
+    for sign in (1, -1):
+        moved = {path: _moved(leaves[path], sign * deltas[path]) for path in deltas}
+        edited = model.replace(params=curvature.put(model.params, moved))
+        right = [np.mean(inference.logits(edited, x, label=label).argmax(axis=1) == y) for x, y in (forget, rest)]
+        scores.append((1 - right[0]) + right[1])
+        if sign == 1 or scores[1] >= scores[0]:  # a tie goes to minus
+            best = edited
+    return State(model=best, scores=np.array(scores))
+
+
+def perturbation(
+    forget: np.ndarray, rest: np.ndarray, numbers: tuple[int, int], lambda1: float, lambda2: float
+) -> np.ndarray:
+    """Return delta of one tensor, at least 0 and at most lambda2, float64.
+
+    Args:
+      forget, rest: sums of squared gradients.
+      numbers: how many gradients were summed.
+      lambda1: delta where rho is 1, unless lambda2 binds.
+      lambda2: at most.
+
+    >>> perturbation(np.array([4.0, 0.0]), np.array([1.0, 0.0]), (1, 9), 1e-2, 1.0).round(4).tolist()
+    [0.36, 0.09]
+    """
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        r = np.log((FLOOR + forget) / numbers[0]) - np.log((FLOOR + rest) / numbers[1])
+    r = np.where(np.isnan(r), 0.0, r)
+    finite = r[np.isfinite(r)]
+    r = np.where(np.isposinf(r), finite.max() if finite.size else 0.0, r)  # minus infinity stays: rho is 0 there
+    largest = r.max(initial=-np.inf)
+    if lambda1 == 0 or lambda2 == 0 or largest == -np.inf:
+        return np.zeros_like(r)
+    return np.exp(min(np.log(lambda1), np.log(lambda2) - largest) + r)
+
+
+def squared_gradients(model: Model, examples: Examples, *, label: str) -> dict[str, np.ndarray]:
+    """Return the sum over examples of the squared gradient of the cross-entropy, float64 by path of every parameter.
+
+    Memory: one microbatch of gradients, and two numbers a parameter on the host.
+    """
+    leaves = _tree.flatten_paths(model.params)
+    paths = tuple(path for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating))
+    total = {path: np.zeros(leaves[path].shape) for path in paths}
+    size = 4 if jax.default_backend() == "cpu" else 16
+    for start, stop, chunk in microbatches(tuple(examples), size):
+        grads = _repeat.call(_gradients, (model.apply_fn, paths), model.params, model.model_state, chunk)
+        for path, grad in grads.items():
+            rows = np.asarray(grad[: stop - start], np.float64)
+            total[path] += np.square(rows).sum(axis=0)
+        _progress.report(label, stop, len(examples.y))
+    return total
+
+
+def _gradients(
+    apply_fn: ApplyFn, paths: tuple[str, ...], params: Params, model_state: Params, chunk: PyTree
+) -> dict[str, Array]:
+    def fn(params: Params, model_state: Params, example: tuple[Array, Array]) -> Array:
+        x, y = example
+        logits = apply_fn(params, model_state, x[None], train=False)[0]
+        return losses.cross_entropy(logits, y[None])[0]
+
+    return curvature.per_example_grad(fn, paths)(params, model_state, chunk)
+
+
+def _moved(leaf: Array, delta: np.ndarray) -> Array:
+    return jnp.asarray((np.asarray(leaf, np.float64) + delta).astype(leaf.dtype))
