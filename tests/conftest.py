@@ -15,6 +15,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 _cache = Path(tempfile.gettempdir(), f"jaxunlearn-tests-{_session}") if _session else tempfile.mkdtemp()
 jax.config.update("jax_compilation_cache_dir", str(_cache))
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)  # for the processes that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 

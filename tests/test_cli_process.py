@@ -138,3 +138,31 @@ def read(terminal: int) -> bytes:
         return os.read(terminal, 65536)
     except OSError:
         return b""
+
+
+def test_what_was_compiled_is_kept_for_the_next_process(tmp_path):
+    weights = tmp_path / "w.npz"
+    np.savez(weights, **tensors())
+    more = environment(XDG_CACHE_HOME=str(tmp_path / "cache"), PYTHONWARNINGS="error::UserWarning")
+    del more["JAX_COMPILATION_CACHE_DIR"]
+    code = "import sys; from jaxunlearn.cli import _cache, main; _cache.WORTH = 0; sys.exit(main.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "evaluate", "--arch", ARCH, "--weights", str(weights), "--data", "digits"]
+    folder, kept = tmp_path / "cache" / "jaxunlearn" / "compiled", []
+    for flags in (["--no-compile-cache"], [], []):
+        done = subprocess.run([*command, "--quiet", *flags], capture_output=True, text=True, env=more, timeout=300)
+        assert (done.returncode, done.stderr) == (0, "")
+        kept.append({path.name for path in folder.glob("*-cache")} if folder.exists() else set())
+    assert not kept[0]
+    assert kept[1]
+    assert kept[2] == kept[1]  # nothing was compiled anew
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(tmp_path):
+    weights, cache = tmp_path / "w.npz", tmp_path / "cache"
+    np.savez(weights, **tensors())
+    cache.write_text("a file where the folder should be")
+    more = environment(XDG_CACHE_HOME=str(cache))
+    del more["JAX_COMPILATION_CACHE_DIR"]
+    command = [*RUN, "evaluate", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, env=more, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")

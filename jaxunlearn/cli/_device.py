@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import jax
 
-from jaxunlearn.cli import _errors
+from jaxunlearn.cli import _cache, _errors
 
 
 @contextmanager
-def chosen(device: str, precision: str) -> Iterator[str]:
+def chosen(args: argparse.Namespace) -> Iterator[str]:
     """Run the block on a kind of device and give its name.
 
     Args:
-      device: "auto", "cpu", "gpu" or "tpu".
-      precision: of float32 matrix products: "highest" (float32 throughout),
-        "high" or "default" (the fastest; TF32 or bfloat16 on accelerators).
+      args: with ``device``, "auto", "cpu", "gpu" or "tpu"; ``precision`` of
+        float32 matrix products, "highest" (float32 throughout), "high" or
+        "default" (the fastest; TF32 or bfloat16 on accelerators); ``compile_cache``,
+        whether compiled programs are kept on disk.
 
     Raises:
       UserError: there is no such device.
     """
+    device, precision = args.device, args.precision
     if device == "cpu":  # keeps a GPU from being claimed; without effect once a device was used
         jax.config.update("jax_platforms", "cpu")
     try:
@@ -32,6 +36,21 @@ def chosen(device: str, precision: str) -> Iterator[str]:
             f"--device {device}: jax finds none here, only {jax.default_backend()}; "
             f"is there one, and is 'jaxunlearn[{extra}]' installed?"
         ) from error
-    with jax.default_device(found[0]), jax.default_matmul_precision(precision):
+    kept = _cache.compiled(kept=args.compile_cache)
+    with kept, jax.default_device(found[0]), jax.default_matmul_precision(precision):
         kind = found[0].device_kind
         yield found[0].platform if kind == found[0].platform else f"{found[0].platform} ({kind})"
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the most bytes held so far: by the process where the system tells, by an accelerator if there is one."""
+    found = {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["process"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return found | ({"device": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {})

@@ -65,6 +65,12 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--precision", choices=PRECISIONS, default="highest", help="of matrix products on GPU and TPU; default: highest"
     )
+    group.add_argument(
+        "--compile-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep compiled programs in the user's cache folder, so that the next run starts at once; default: on",
+    )
     group.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
 
 

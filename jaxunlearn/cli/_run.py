@@ -20,7 +20,7 @@ from jaxunlearn import _config, _progress, _tree, curvature, inference, loop, lo
 from jaxunlearn._types import Artefact, Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
 from jaxunlearn.audits.depth import depth
-from jaxunlearn.cli import _errors
+from jaxunlearn.cli import _device, _errors
 from jaxunlearn.data import Source
 from jaxunlearn.data.forget import ranked
 from jaxunlearn.loop import Event
@@ -55,7 +55,7 @@ class Request:
       origin: where that network, or this one if it is the first, lies and its digest.
       public: the user's unlabelled images; inversion: images made from the network.
       artefacts: what training time or an earlier run left behind, by kind.
-      eval_limit: how many instances of each of D_r and D_test are measured, or None for all.
+      limits: how many instances of "retain" and of "test" are measured, a fixed random choice; all where absent.
     """
 
     model: Model
@@ -70,7 +70,7 @@ class Request:
     public: np.ndarray | None = None
     inversion: Artefact | None = None
     artefacts: Mapping[str, Artefact] = dataclasses.field(default_factory=dict)
-    eval_limit: int | None = None
+    limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def first(self) -> Model:
@@ -85,8 +85,8 @@ class Request:
             "retain": np.setdiff1d(source.splits["train"], gone),
             "test": source.splits.get("test", np.empty(0, int)),
         }
-        if self.eval_limit is not None:
-            sets = {name: np.sort(ranked("measure", source, rows)[: self.eval_limit]) for name, rows in sets.items()}
+        for name, limit in self.limits.items():
+            sets[name] = np.sort(ranked("measure", source, sets[name])[:limit])
         return {"forget": self.rows, **{name: rows for name, rows in sets.items() if len(rows)}}
 
     def forget(self) -> Batch:
@@ -174,6 +174,7 @@ def run(
     except curvature.InfeasibleError as error:  # what is asked for contradicts itself
         names = ", ".join(source.ids[request.rows[[i for i in error.rows[:8] if 0 <= i < len(request.rows)]]])
         raise _errors.UserError(str(error) + (f"; by id: {names}" if names else "")) from error
+    memory = _device.peak_memory()
     # Watching is no part of the method: its time stands apart.
     unlearn = max(result.seconds.get("unlearn", 0.0) - watch.seconds, 0.0)
     result = dataclasses.replace(result, seconds={**result.seconds, "unlearn": unlearn})
@@ -211,6 +212,7 @@ def run(
         command=command,
         digests={"weights before": _tree.model_digest(model), "weights after": _tree.model_digest(result.model)},
         seconds=spent,
+        memory=memory,
         depth=found,
         saw=seen(problem),
         origin=request.origin,

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     for method in METHODS:
         _run.check_out(Path(args.out) / method, overwrite=args.overwrite)
     command = shlex.join(("jaxunlearn", "demo", *argv))
-    with _device.chosen(args.device, args.precision) as device:
+    with _device.chosen(args) as device:
         with _errors.user_input():
             source = data.open_source("digits")
         model = _network(source, quiet=args.quiet)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str]) -> int:
     )
     _flags.add_run_flags(parser)
     args = parser.parse_args(argv)
-    with _device.chosen(args.device, args.precision), _progress.shown(quiet=args.quiet):
+    with _device.chosen(args), _progress.shown(quiet=args.quiet):
         source, rows, logits = _measure(args)
     y = source.labels[rows]
     overall, by_class = accuracy(logits, y), accuracy_by_class(logits, y)

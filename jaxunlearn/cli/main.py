@@ -18,6 +18,7 @@ COMMANDS = {
     "demo": "make a small network forget 16 handwritten digits, four ways",
     "unlearn": "make a pre-trained classifier forget chosen training images",
     "evaluate": "measure a classifier's accuracy, overall and by class",
+    "compare": "run several methods on one forget set: one table, one picture",
     "methods": "list the unlearning methods",
 }
 

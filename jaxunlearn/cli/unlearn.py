@@ -61,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
 
     if args.out is not None:
         _run.check_out(args.out, overwrite=args.overwrite)
-    with _device.chosen(args.device, args.precision) as device:
+    with _device.chosen(args) as device:
         return _unlearn(args, spec, config, command, device)
 
 
@@ -226,7 +226,7 @@ def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, 
         origin=origin,
         public=None if args.public is None else _proxies.public(args.public, model, args.seed),
         artefacts=_artefacts(args.artefact, spec, model, previous),
-        eval_limit=args.eval_limit,
+        limits={} if args.eval_limit is None else dict.fromkeys(("retain", "test"), args.eval_limit),
     )
     return request, None if previous is None else str(previous.path)
 
@@ -264,7 +264,7 @@ def _plan(
         if getattr(config, f.name) != (getattr(base, f.name) if not args.dry_run else "")
     ]
     measured = ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items())
-    limit = " (a fixed random choice)" if request.eval_limit is not None else ""
+    limit = " (a fixed random choice)" if request.limits else ""
     limit += ", and how deep it goes" if args.measure_depth else ""
     pairs = [
         ("network", _model.describe(request.model)),

@@ -31,4 +31,5 @@ SPEC = MethodSpec(
     goals=("misclassify", "relabel"),
     cost="the attack (draws x attack steps input gradients an instance), then one step a companion batch",
     paper="Cha et al., AAAI 2024, L2UL with adversarial examples",
+    strength="learning_rate",
 )

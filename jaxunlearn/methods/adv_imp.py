@@ -57,4 +57,5 @@ SPEC = MethodSpec(
     goals=("misclassify", "relabel"),
     cost="as adv, and one weight gradient an instance for the importance",
     paper="Cha et al., AAAI 2024, L2UL",
+    strength="learning_rate",
 )

@@ -42,4 +42,5 @@ SPEC = MethodSpec(
     goals=("relabel",),
     cost="one forward and backward pass over the forget set a pass",
     paper="baseline of Cha et al., AAAI 2024 (our reading)",
+    strength="learning_rate",
 )

@@ -320,4 +320,5 @@ SPEC = MethodSpec(
     cost="one Jacobian row for each proxy and their Gram matrix, every other step",
     paper="this project; constrained Gauss-Newton, relatives: repair by quadratic programming, ROME, MEMIT",
     vmappable=False,
+    strength="damping",
 )

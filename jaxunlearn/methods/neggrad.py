@@ -31,4 +31,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="one forward and backward pass over the forget set a pass",
     paper="baseline of Cha et al., AAAI 2024",
+    strength="learning_rate",
 )

@@ -36,4 +36,5 @@ SPEC = MethodSpec(
     needs=("retain",),
     cost="one step a batch of the retain set",
     paper="Cha et al., AAAI 2024, ORACLE",
+    strength="learning_rate",
 )

@@ -48,7 +48,7 @@ def forgotten(record: RunRecord) -> Any:
     columns = min(len(order), 8)
     rows = -(-len(order) // columns)
     head = 0.7
-    figure = _figure(max(1.5 * columns + 0.3, 6.2), 2.2 * rows + head)
+    figure = new_figure(max(1.5 * columns + 0.3, 6.2), 2.2 * rows + head)
     k, done = len(record.ids), int(record.forgotten.sum())
     title = (
         f"{done} of {k} images {'misclassified' if record.goal == 'misclassify' else 'relabelled'} by {record.method}"
@@ -56,7 +56,7 @@ def forgotten(record: RunRecord) -> Any:
     note = "was, now: the network's answer and its confidence; green: forgotten, red: not"
     if len(order) < k:
         note = f"{len(order)} of {k} shown, those not forgotten first; {note}"
-    _heading(figure, title, note)
+    heading(figure, title, note)
     width, height = figure.get_size_inches()
     margin = (width - 1.5 * columns) / 2
     instances = record.results["instances"]
@@ -87,7 +87,7 @@ def curves(record: RunRecord) -> Any:
     kept = {n: v for n, v in history.items() if len(v) and np.isfinite(v).any()}
     losses = {n: v for n, v in kept.items() if "loss" in n}
     margins = {n: v for n, v in kept.items() if n in MARGINS and not losses}
-    figure = _figure(12 if losses or margins else 8.4, 3.6)
+    figure = new_figure(12 if losses or margins else 8.4, 3.6)
     panels = figure.subplots(1, 3 if losses or margins else 2)
     steps, k = record.result.steps, len(record.ids)
     span = max(steps, 1)
@@ -141,7 +141,7 @@ def curves(record: RunRecord) -> Any:
     if losses or margins:
         _panel(panels[2], "Loss" if losses else "Largest margin, logits (below 0: all forgotten)", steps)
         panels[2].legend(frameon=False, fontsize=8, loc="best")
-    _heading(
+    heading(
         figure,
         f"{record.method}, {'a one-shot edit' if record.result.stop_reason == 'completed' else f'{steps} steps'}",
         "",
@@ -167,7 +167,7 @@ def transitions(record: RunRecord) -> Any:
     # Room for the names, whose length nobody knows beforehand.
     left, below = (0.45 + 0.08 * max(map(len, side)) for side in names)
     cell = 0.42
-    figure = _figure(max(left + cell * len(columns) + 0.3, 4.6), below + cell * len(rows) + 0.75)
+    figure = new_figure(max(left + cell * len(columns) + 0.3, 4.6), below + cell * len(rows) + 0.75)
     width, height = figure.get_size_inches()
     axes = figure.add_axes((left / width, below / height, cell * len(columns) / width, cell * len(rows) / height))
     full = max(1.3 * table.max(), 4)
@@ -190,7 +190,7 @@ def transitions(record: RunRecord) -> Any:
     axes.set_xlabel("new class", fontsize=9, color=MUTED)
     axes.set_ylabel("true class", fontsize=9, color=MUTED)
     note = "; framed: the true class is still given" if record.goal == "misclassify" and (true == new).any() else ""
-    _heading(figure, "From true class to new class", f"{len(true)} instances{note}")
+    heading(figure, "From true class to new class", f"{len(true)} instances{note}")
     return figure
 
 
@@ -207,7 +207,7 @@ def adversarial(record: RunRecord) -> Any:
         return None
     columns = 1 + max(len(draws) for _, draws in shown)
     size, gap, head = 1.25, 0.5, 0.65
-    figure = _figure(max((size + 0.2) * columns + 0.7, 6.2), (size + gap) * len(shown) + head + 0.1)
+    figure = new_figure(max((size + 0.2) * columns + 0.7, 6.2), (size + gap) * len(shown) + head + 0.1)
     width, height = figure.get_size_inches()
     margin = (width - (size + 0.2) * columns - 0.25) / 2
     for r, (row, draws) in enumerate(shown):
@@ -226,7 +226,7 @@ def adversarial(record: RunRecord) -> Any:
                 above, below = f"→ {target}", f"{np.linalg.norm(x - original):.2f} away"
             axes.set_title(_short(above, 20), fontsize=8, color=INK, pad=3)
             axes.set_xlabel(_short(below, 20), fontsize=8, color=MUTED, labelpad=2)
-    _heading(
+    heading(
         figure,
         f"Adversarial examples of the forget set: {len(real)} in all",
         "left: the original with its label; → the label an example was attacked towards, and its L2 distance",
@@ -243,7 +243,7 @@ def proxies(record: RunRecord) -> Any:
     columns = min(len(shown), 8)
     rows = -(-len(shown) // columns)
     size, gap, head = 1.25, 0.12, 0.65
-    figure = _figure(max((size + gap) * columns + 0.4, 6.2), (size + gap) * rows + head + 0.15)
+    figure = new_figure(max((size + gap) * columns + 0.4, 6.2), (size + gap) * rows + head + 0.15)
     width, height = figure.get_size_inches()
     margin = (width - (size + gap) * columns + gap) / 2
     for place, x in enumerate(shown):
@@ -251,11 +251,12 @@ def proxies(record: RunRecord) -> Any:
         left, top = margin + (size + gap) * column, height - head - (size + gap) * row
         axes = figure.add_axes((left / width, (top - size) / height, size / width, size / height))
         _image(axes, x, record.box, GRID)
-    _heading(figure, f"Proxies: {len(shown)} of the images that stood in for data", "the old answers were held on them")
+    heading(figure, f"Proxies: {len(shown)} of the images that stood in for data", "the old answers were held on them")
     return figure
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure of a size in inches, without a display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -264,7 +265,8 @@ def _figure(width: float, height: float) -> Any:
     return figure
 
 
-def _heading(figure: Any, title: str, note: str) -> None:
+def heading(figure: Any, title: str, note: str) -> None:
+    """Write a title and a note above a figure's axes."""
     width, height = figure.get_size_inches()
     figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11.5, fontweight="bold", color=INK, va="top")
     figure.text(0.15 / width, 1 - 0.38 / height, note, fontsize=8.5, color=MUTED, va="top")
@@ -279,6 +281,11 @@ def _panel(axes: Any, title: str, steps: int) -> None:
     else:
         axes.set_xlim(-0.1, 1.1)
         axes.set_xticks([0, 1], ["before", "after"])
+    style(axes)
+
+
+def style(axes: Any) -> None:
+    """Give axes quiet ticks, grid and spines."""
     axes.tick_params(colors=MUTED, labelsize=8.5)
     axes.grid(color=GRID, linewidth=0.7)
     axes.set_axisbelow(True)

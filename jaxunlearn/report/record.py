@@ -44,6 +44,7 @@ class RunRecord:
       digests: of what went in and came out, by name, such as "weights before".
       seconds: time of further phases ("load", "evaluate", ...) beside the result's own.
       curve: accuracy on a sample of a set while the run went on, ``{"test": [(step, fraction), ...]}``.
+      memory: peak bytes up to the end of the unlearning: "process" and, of an accelerator, "device".
       depth: what `jaxunlearn.audits.depth` measured, or None.
       saw: how many images the method saw, by kind: "forget", "retain", "public", "inversion", "earlier".
       origin: where the network before the first of several requests lies, ``weights`` and ``digest``.
@@ -73,6 +74,7 @@ class RunRecord:
     digests: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     curve: Mapping[str, Sequence[tuple[int, float]]] = dataclasses.field(default_factory=dict)
+    memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
     depth: Mapping[str, Any] | None = None
     saw: Mapping[str, int] = dataclasses.field(default_factory=dict)
     origin: Mapping[str, str] | None = None
@@ -124,6 +126,7 @@ class RunRecord:
                 "command": self.command,
                 "versions": versions(),
                 "digests": self.digests,
+                "memory": self.memory,
                 "depth": self.depth,
                 "saw": self.saw,
                 "origin": self.origin,
@@ -201,7 +204,9 @@ def _plain_extras(extras: Mapping[str, Any]) -> dict[str, Any]:
     """Keep what a method offers as numbers; of images say only how many there are."""
     plain: dict[str, Any] = {}
     for name, value in extras.items():
-        if isinstance(value, Batch):
+        if name == "artefacts":
+            plain[name] = [artefact.kind for artefact in value]
+        elif isinstance(value, Batch):
             plain[name] = {"instances": int(np.sum(np.asarray(value.weight) > 0))}
         elif np.ndim(value) == 4:
             plain[name] = {"images": len(value)}

@@ -1,0 +1,222 @@
+"""One run of a comparison, in a process of its own: what it may hold of memory is its own, and a crash ends only it."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxunlearn import _tree, artefacts, audits, data as data_sources, loop, methods, proxies
+from jaxunlearn._types import Artefact, MethodSpec, Model
+from jaxunlearn.cli import _device, _errors, _flags, _model, _progress, _proxies, _run
+
+#: Cut-and-paste images of the forget set that no method sees, for the agreement with the original network.
+HELD_OUT = 500
+#: What a strength is multiplied by, in the order of trials.
+FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625, 16.0)
+
+
+class Entry(NamedTuple):
+    """A method of a comparison with its settings, as given: ``NAME[:FIELD=VALUE]...``."""
+
+    label: str
+    method: str
+    preset: str
+    settings: tuple[tuple[str, str], ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Entry:
+        """Read an entry; raise ValueError for an unknown method, field or value."""
+        name, *pairs = text.split(":")
+        settings = [(field, value) for field, _, value in (pair.partition("=") for pair in pairs)]
+        if any("=" not in pair for pair in pairs):
+            raise ValueError(f"--methods {text}: write settings as NAME:FIELD=VALUE, such as minimal-edit:depth=crops")
+        preset = dict(settings).get("preset", "default")
+        if preset not in ("default", "published"):
+            raise ValueError(f"--methods {text}: preset must be default or published; got {preset!r}")
+        rest = tuple((field.replace("-", "_"), value) for field, value in settings if field != "preset")
+        entry = cls(text, methods.get(name).name, preset, rest)
+        entry.config()
+        return entry
+
+    @property
+    def spec(self) -> MethodSpec:
+        return methods.get(self.method)
+
+    def config(self, factor: float = 1.0) -> Any:
+        """Return the method's Config, its strength times a factor (held inside its range)."""
+        parser = _flags.Parser(prog=self.label, add_help=False)
+        _flags.add_method_flags(parser, self.spec)
+        known = {field.name: field for field in dataclasses.fields(self.spec.Config)}
+        argv = []
+        for name, value in self.settings:
+            if name not in known:
+                fields = ", ".join(known)
+                raise ValueError(f"--methods {self.label}: {self.method} has no field {name!r}; it has {fields}")
+            if isinstance(known[name].default, bool):
+                if value not in ("true", "false"):
+                    raise ValueError(f"--methods {self.label}: {name} must be true or false; got {value!r}")
+                argv.append(f"--{'no-' * (value == 'false')}{name.replace('_', '-')}")
+            else:
+                argv.append(f"{_flags.flag(name)}={value}")
+        args = parser.parse_args(argv)
+        config = _flags.config_of(self.spec, argparse.Namespace(**vars(args), preset=self.preset))
+        if factor == 1.0:
+            return config
+        value = factor * getattr(config, self.spec.strength)
+        high = known[self.spec.strength].metadata["high"]
+        return dataclasses.replace(config, **{self.spec.strength: value if high is None else min(value, high)})
+
+    def name(self, seed: int, factor: float) -> str:
+        """Return the name of the file that keeps a run."""
+        plain = "".join(c if c.isalnum() or c in "-_.=" else "," for c in self.label)
+        return f"{plain}-seed{seed}" + (f"-x{factor:g}" if factor != 1 else "") + ".json"
+
+
+def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> dict[str, Any]:
+    """Do a piece of work in a fresh process and return what it wrote; the file is there only if it is whole.
+
+    Raises:
+      UserError: the work ended with one, or its process died.
+      KeyboardInterrupt: it was interrupted.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, args, path, *more))
+    process.start()
+    try:
+        process.join()
+    except KeyboardInterrupt:
+        process.join()  # the terminal told it, too
+        raise
+    if process.exitcode == _errors.INTERRUPTED:
+        raise KeyboardInterrupt
+    told = path.with_suffix(".error")
+    if told.exists():
+        text = told.read_text(encoding="utf-8")
+        told.unlink()
+        raise _errors.UserError(text)
+    if process.exitcode or not path.exists():
+        code = process.exitcode or 0
+        how = f"was killed by signal {-code} (9: often out of memory)" if code < 0 else f"ended with status {code}"
+        raise _errors.UserError(f"the process of this run {how}")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON aside and put it in place in one move."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1, allow_nan=False)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
+def before(args: argparse.Namespace) -> dict[str, Any]:
+    """Check what is asked, measure the network as it is, and return the facts that all runs share."""
+    with _errors.user_input():
+        request = _request(args)
+        found = _artefacts(args.artefact, request.model)
+    measured = _run.Measured(request.model, request, when="before")
+    spec = request.model.spec
+    return {
+        "asked": asked(args),
+        "network": _model.describe(request.model),
+        "arch": spec.recipe.arch if spec.recipe is not None else "",
+        "model_digest": _tree.model_digest(request.model),
+        "data": request.source.name,
+        "ids": request.source.ids[request.rows].tolist(),
+        "accuracy": measured.accuracy,
+        "sizes": measured.sizes,
+        "offered": sorted(
+            [*found, *(["public"] if args.public else []), *(["proxies"] if args.inversion else [])]
+            + (["taps"] if spec.taps_fn is not None else [])
+            + (["init"] if spec.init_fn is not None else [])
+        ),
+    }
+
+
+def asked(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what makes runs comparable: the network, the data, the forget set, what is measured."""
+    names = ("arch", "weights", "mean", "std", "data", "forget", "goal", "target", "forget_seed", "retain_limit")
+    more = ("public", "inversion", "artefact", "device", "precision", "depth")
+    return {name: getattr(args, name) for name in (*names, *more)}
+
+
+def run(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Do one run and return its results, its memory and its agreement with the original network."""
+    spec, config = entry.spec, entry.config(factor)
+    with _errors.user_input():
+        request = _request(args)
+        offered = _artefacts(args.artefact, request.model)
+        if args.inversion:
+            request = dataclasses.replace(request, inversion=_proxies.inversion(request.model, args.inversion))
+        request = dataclasses.replace(request, artefacts=offered, seed=seed)
+        problem = request.problem(spec)
+        loop.check(spec, problem, config)
+    measured = _run.Measured(request.model, request, when="before", only=("forget",))
+    measured.accuracy, measured.sizes = dict(facts["accuracy"]), dict(facts["sizes"])
+    record = _run.run(request, problem, spec, config, measured, deep=args.depth and _can_be_deep(request.model))
+    if record.result.stop_reason == "interrupted":
+        raise KeyboardInterrupt
+    made = proxies.cutmix(jax.random.key(999), problem.forget.x, HELD_OUT)
+    return {
+        **record.results,
+        "label": entry.label,
+        "factor": factor,
+        "agreement": audits.agreement(record.result.model, request.model, made),
+    }
+
+
+def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
+    try:
+        with _device.chosen(args), _progress.shown(quiet=args.quiet):
+            write(path, work(args, *more))
+    except (_errors.UserError, OSError) as error:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = _errors.describe(error) if isinstance(error, OSError) else str(error)
+        path.with_suffix(".error").write_text(text, encoding="utf-8")
+        sys.exit(_errors.WRONG_INPUT)
+    except KeyboardInterrupt:
+        sys.exit(_errors.INTERRUPTED)
+
+
+def _request(args: argparse.Namespace) -> _run.Request:
+    source = data_sources.open_source(args.data, args.data_dir)
+    rows = data_sources.parse_forget(args.forget, source, seed=args.forget_seed)
+    model = _model.load(args, source)
+    _model.check_fit(model, source)
+    target = None
+    if args.goal == "relabel":
+        classes, seed = model.spec.num_classes, args.forget_seed
+        target = data_sources.parse_targets(args.target or "random", source, rows, seed=seed, num_classes=classes)
+    limits = {} if args.retain_limit == 0 else {"retain": args.retain_limit}
+    return _run.Request(
+        model=model,
+        source=source,
+        rows=rows,
+        target=target,
+        goal=args.goal,
+        public=None if args.public is None else _proxies.public(args.public, model, args.forget_seed),
+        limits=limits,
+    )
+
+
+def _artefacts(files: list[str], model: Model) -> dict[str, Artefact]:
+    loaded = [artefacts.load(file, model=model) for file in files]
+    return {artefact.kind: artefact for artefact in loaded}
+
+
+def _can_be_deep(model: Model) -> bool:
+    return len(model.spec.input_shape) == 3

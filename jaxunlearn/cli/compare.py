@@ -1,0 +1,257 @@
+"""``jaxunlearn compare``: several methods on one forget set, one table, one picture; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import methods, models
+from jaxunlearn.cli import _comparison, _errors, _flags, _output
+from jaxunlearn.cli._comparison import FACTORS, Entry
+
+BEFORE, RUNS = "before.json", "runs"
+DESCRIPTION = (
+    "Run several methods on one forget set, each run in a process of its own; print one table, draw one picture. "
+    "Stopped, the same command goes on where it was; more methods, seeds or trials may be asked of the same folder."
+)
+EPILOG = """\
+exit status: 0 done (the table says what each method forgot); 2 wrong input; 130 interrupted, finished runs are kept
+
+example:
+  jaxunlearn compare --arch cifar_resnet20 --weights cifar10_resnet20.th --data tfds:cifar10 --data-dir DIR \\
+      --forget random:16 --methods adv-imp,minimal-edit,minimal-edit:depth=crops --seeds 3 --out runs/compare
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Parse the flags, do the runs that are missing, tell what all of them gave."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    out = Path(args.out)
+    command = shlex.join(("jaxunlearn", "compare", *argv))
+    with _errors.user_input():
+        entries = [Entry.parse(text) for text in args.methods.split(",")] if args.methods else _every()
+        facts = _facts(args, out)
+    entries, left_out = _sorted_out(entries, facts, args)
+    if not entries:
+        raise _errors.UserError("no method can run: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
+    about = _about(facts, args)
+    if not args.quiet:
+        _output.facts(about)
+    runs = _Runs(args, out, facts, planned=len(entries) * (args.trials + args.seeds - 1))
+    groups: dict[str, list[dict[str, Any]]] = {}
+    chosen: dict[str, str] = {}
+    try:
+        for entry in entries:
+            try:
+                factor = _tuned(entry, runs, args, chosen)
+                groups[entry.label] = [runs.get(entry, seed, factor) for seed in range(args.seeds)]
+            except _errors.UserError as error:
+                left_out[entry.label] = str(error)
+                print(f"jaxunlearn: {entry.label}: {_errors.one_line(str(error))}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"jaxunlearn: interrupted; what is done is kept in {out}, the same command goes on", file=sys.stderr)
+        return _errors.INTERRUPTED
+    return _tell(out, about, facts, groups, chosen, left_out, command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _flags.Parser(
+        prog="jaxunlearn compare",
+        usage="jaxunlearn compare --arch NAME --weights FILE --data SOURCE --forget SPEC --out DIR [options]",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+    )
+    _flags.add_model_flags(parser, models.names())
+    _flags.add_data_flags(parser)
+    group = parser.add_argument_group("request")
+    group.add_argument("--forget", metavar="SPEC", required=True, help="as for `jaxunlearn unlearn`")
+    group.add_argument("--forget-seed", type=_flags.seed, default=0, metavar="N", help="of random:K; default: 0")
+    group.add_argument("--goal", choices=("misclassify", "relabel"), default="misclassify", help="default: misclassify")
+    group.add_argument("--target", metavar="LABEL", help="relabel: as for `jaxunlearn unlearn`")
+    group = parser.add_argument_group("comparison")
+    group.add_argument(
+        "--methods",
+        metavar="A,B:FIELD=VALUE,...",
+        help="names, each with settings if you like (adv-imp:preset=published, minimal-edit:depth=crops); default: all "
+        "that need no more than is given",
+    )
+    group.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1; default: 1")
+    group.add_argument(
+        "--trials",
+        type=int,
+        default=1,
+        metavar="N",
+        help="values of each method's strength that are tried on seed 0 (its default times "
+        f"{', '.join(f'{factor:g}' for factor in FACTORS[:5])}, ...); the one that forgets and agrees best with the "
+        "network before on unseen cut-and-paste images of the forget set is kept; default: 1",
+    )
+    group.add_argument("--public", metavar="SOURCE", help="as for `jaxunlearn unlearn`, for methods that use it")
+    group.add_argument("--inversion", type=int, metavar="N", help="as for `jaxunlearn unlearn`")
+    group.add_argument("--artefact", action="append", default=[], metavar="FILE", help="as for `jaxunlearn unlearn`")
+    group = parser.add_argument_group("result")
+    group.add_argument(
+        "--out", metavar="DIR", required=True, help="folder for compare.md, compare.json, compare.png, runs/"
+    )
+    group.add_argument(
+        "--retain-limit", type=int, default=5000, metavar="N", help="retained images measured; 0: all; default: 5000"
+    )
+    group.add_argument("--no-depth", dest="depth", action="store_false", help="do not measure how deep it goes")
+    _flags.add_run_flags(parser)
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, low in (("seeds", 1), ("trials", 1), ("retain_limit", 0), ("inversion", 0)):
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise _errors.UserError(f"{_flags.flag(name)} must be at least {low}; got {value}")
+    if args.trials > len(FACTORS):
+        raise _errors.UserError(f"--trials must be at most {len(FACTORS)}; got {args.trials}")
+    if args.data is None:
+        raise _errors.UserError("--data is missing: digits, tfds:NAME or npz:FILE")
+    if args.weights is None:
+        raise _errors.UserError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
+    if args.target is not None and args.goal != "relabel":
+        raise _errors.UserError("--target is for --goal relabel")
+
+
+def _every() -> list[Entry]:
+    return [Entry.parse(name) for name, spec in methods.all_specs().items() if "retain" not in spec.needs]
+
+
+def _facts(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    """Return what all runs share: read from the folder if it is there, else measured."""
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(20, "is not a folder", str(out))
+    kept = out / BEFORE
+    if not kept.exists():
+        if out.exists() and any(out.iterdir()):
+            raise FileExistsError(17, "exists and holds no comparison: choose another folder", str(out))
+        return _comparison.in_process(_comparison.before, args, kept)
+    try:
+        facts = json.loads(kept.read_text(encoding="utf-8"))
+        old = facts["asked"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{kept} is damaged ({error}): remove it or choose another folder") from None
+    now = json.loads(json.dumps(_comparison.asked(args)))
+    for name, value in now.items():
+        if old.get(name) != value:
+            flag = "--no-depth" if name == "depth" else _flags.flag(name)
+            raise ValueError(
+                f"{out} holds a comparison with another {flag} ({old.get(name)}, now {value}): choose another folder"
+            )
+    return dict(facts)
+
+
+def _sorted_out(
+    entries: Sequence[Entry], facts: Mapping[str, Any], args: argparse.Namespace
+) -> tuple[list[Entry], dict[str, str]]:
+    """Return the methods that can run, and why the others cannot."""
+    fit, left_out = [], {}
+    for entry in entries:
+        missing = [need for need in entry.spec.needs if need != "retain" and need not in facts["offered"]]
+        if args.goal not in entry.spec.goals:
+            left_out[entry.label] = f"cannot pursue the goal {args.goal}"
+        elif missing:
+            left_out[entry.label] = f"needs {', '.join(missing)}"
+        else:
+            fit.append(entry)
+    return fit, left_out
+
+
+def _about(facts: Mapping[str, Any], args: argparse.Namespace) -> list[tuple[str, str]]:
+    names, sizes = facts["ids"], facts["sizes"]
+    shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
+    sample = " (a fixed random choice)" if args.retain_limit and sizes.get("retain") == args.retain_limit else ""
+    return [
+        ("network", facts["network"]),
+        ("data", facts["data"]),
+        ("forget", f"{len(names)} instance{'s' * (len(names) > 1)}: {shown}"),
+        ("goal", args.goal),
+        ("measured", ", ".join(f"{n:,} {name}{sample if name == 'retain' else ''}" for name, n in sizes.items())),
+    ]
+
+
+class _Runs:
+    """The runs of a comparison: those kept in its folder, and new ones."""
+
+    def __init__(self, args: argparse.Namespace, out: Path, facts: Mapping[str, Any], planned: int) -> None:
+        self.args, self.folder, self.facts = args, out / RUNS, facts
+        self.planned, self.done = planned, 0
+
+    def get(self, entry: Entry, seed: int, factor: float) -> dict[str, Any]:
+        """Return a run, from the folder where it is there with the same settings; raise UserError if it fails."""
+        path = self.folder / entry.name(seed, factor)
+        found = _kept(path, entry, factor)
+        if found is None:
+            if not self.args.quiet:
+                strength = f", {entry.spec.strength} x {factor:g}" if factor != 1 else ""
+                done = f"{self.done + 1} of at most {self.planned}"
+                print(f"run {done}: {entry.label}, seed {seed}{strength}", file=sys.stderr)
+            found = _comparison.in_process(_comparison.run, self.args, path, entry, seed, factor, self.facts)
+        self.done += 1
+        return found
+
+
+def _kept(path: Path, entry: Entry, factor: float) -> dict[str, Any] | None:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        same = found["config"] == json.loads(json.dumps(dataclasses.asdict(entry.config(factor))))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return dict(found) if same else None
+
+
+def _tuned(entry: Entry, runs: _Runs, args: argparse.Namespace, chosen: dict[str, str]) -> float:
+    """Return the factor of the strength that forgets most and, among equals, agrees best on unseen proxies."""
+    if args.trials == 1 or not entry.spec.strength:
+        return 1.0
+    tried = {}
+    for factor in FACTORS[: args.trials]:
+        run = runs.get(entry, 0, factor)
+        tried[factor] = (run["forgotten"], run["agreement"]["agreement"])
+    best = max(tried, key=lambda factor: tried[factor])
+    value = getattr(entry.config(best), entry.spec.strength)
+    chosen[entry.label] = f"{entry.spec.strength} {value:g} (default times {best:g})"
+    return best
+
+
+def _tell(
+    out: Path,
+    about: Sequence[tuple[str, str]],
+    facts: Mapping[str, Any],
+    groups: Mapping[str, Sequence[dict[str, Any]]],
+    chosen: Mapping[str, str],
+    left_out: Mapping[str, str],
+    command: str,
+) -> int:
+    """Print and write the table, the picture and the page."""
+    from jaxunlearn.report import comparison
+
+    rows = comparison.table(facts, groups)
+    pictures = {}
+    title = f"{len(facts['ids'])} instances of {facts['data']} forgotten by {facts['arch'] or 'the network'}"
+    figure = comparison.picture(facts, groups, title)
+    if figure is not None:
+        comparison.draw(out / "compare.png", figure)
+        pictures["compare.png"] = "Accuracy against depth, one dot a method; further right is deeper, higher is better"
+    page = comparison.page(title, about, rows, chosen, left_out, pictures, command)
+    (out / "compare.md").write_text(page, encoding="utf-8")
+    summary = {"command": command, "before": dict(facts), "left_out": dict(left_out), "chosen": dict(chosen)}
+    _comparison.write(out / "compare.json", summary | {"runs": {name: list(group) for name, group in groups.items()}})
+    print()
+    # Ranges and intervals are in compare.md: a terminal has no room for them.
+    _output.table(
+        [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows], left=(0, len(rows[0]) - 1)
+    )
+    for name, why in left_out.items():
+        print(f"not in the table: {name}: {why}")
+    print(f"\n{out}: open compare.md; compare.json, compare.png and one file a run lie beside it.")
+    return _errors.OK if groups else _errors.WRONG_INPUT
