@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,13 @@ class _State(NamedTuple):
     opt_state: PyTree
 
 
+class _Codes(NamedTuple):
+    """A code for each class, (C, *input_shape), and how often it takes the place of an image."""
+
+    images: Array
+    mix: Array
+
+
 class _Sgd(NamedTuple):
     """Traced, so that a sweep over them compiles once."""
 
@@ -64,6 +71,16 @@ class _Sgd(NamedTuple):
     def transformation(self) -> optax.GradientTransformation:
         """SGD as PyTorch defines it: weight decay before momentum; the rate is applied by the step."""
         return optax.chain(optax.add_decayed_weights(self.weight_decay), optax.trace(self.momentum))
+
+
+class _Given(NamedTuple):
+    """What every step reads."""
+
+    x: Array
+    y: Array
+    weight: Array
+    sgd: _Sgd
+    codes: _Codes | None
 
 
 def train(
@@ -80,6 +97,8 @@ def train(
     schedule: Literal["cosine", "constant"] = "cosine",
     sample_weight: Any = None,
     augment: Augment | None = None,
+    codes: Any = None,
+    mix: float | None = None,
     loop: Loop = "auto",
 ) -> TrainResult:
     """Train a classifier with SGD on cross-entropy, from the weights it has.
@@ -101,6 +120,9 @@ def train(
       schedule: "cosine" to 0 over all steps, or "constant".
       sample_weight: (n,) at least 0; 0 leaves the instance out, other values weigh its loss.
       augment: ``augment(key, x_batch) -> x_batch``, pure.
+      codes: an image for each class, (C, *input_shape), see `jaxunlearn.proxies.draw_codes`.
+      mix: how often the code of its class takes the place of an image, whole and after augmentation, in
+        [0, 1]; drawn by epoch and instance, see `replaced` (Yamashita et al. 2024).
       loop: "host" steps from the host, "device" scans an epoch at a time; "auto" picks
         host on CPU, where convolutions inside a device loop are several times slower.
 
@@ -121,7 +143,7 @@ def train(
     x, y, weight = _checked_data(model, x, y, sample_weight, lanes=None)
     sgd = _checked_sgd(learning_rate, momentum, weight_decay)
     plan = _plan(model, weight[None], epochs, batch_size, schedule, augment, vmapped=False)
-    return _run(plan, model, key, x, y, jnp.asarray(weight), sgd, loop)
+    return _run(plan, model, key, _Given(x, y, jnp.asarray(weight), sgd, _checked_codes(model, codes, mix)), loop)
 
 
 def train_many(
@@ -167,8 +189,9 @@ def train_many(
     plan = _plan(model, weight, epochs, batch_size, schedule, augment, vmapped=vmapped)
     starts = [initialise(model, k) if fresh else model for k in keys]
     if vmapped:
-        return _run(plan, _stack(starts), keys, x, y, jnp.asarray(weight), sgd, loop)
-    runs = [_run(plan, m, k, x, y, jnp.asarray(w), sgd, loop) for m, k, w in zip(starts, keys, weight, strict=True)]
+        return _run(plan, _stack(starts), keys, _Given(x, y, jnp.asarray(weight), sgd, None), loop)
+    lanes_of = zip(starts, keys, weight, strict=True)
+    runs = [_run(plan, m, k, _Given(x, y, jnp.asarray(w), sgd, None), loop) for m, k, w in lanes_of]
     history = {name: np.stack([r.history[name] for r in runs]) for name in runs[0].history}
     return TrainResult(_stack([r.model for r in runs]), history)
 
@@ -193,16 +216,36 @@ def epoch_order(key: Array, epoch: Array | int, weight: Array) -> Array:
     return jnp.argsort(jnp.where(weight > 0, draw, 2.0))
 
 
+def replaced(key: Array, epoch: Array | int, rows: Array, mix: Array | float) -> Array:
+    """Return whether the code of its class takes an instance's place in an epoch, (len(rows),) bool.
+
+    Args:
+      key: the run's key.
+      epoch: from 0.
+      rows: (m,) instances; the draw of each depends on its row, not on the batch.
+      mix: how often.
+
+    >>> bool(replaced(jax.random.key(0), 3, jnp.arange(5), 1.0).all())
+    True
+    """
+    of_epoch = jax.random.fold_in(jax.random.fold_in(key, 3), epoch)
+    return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(of_epoch, row)))(rows) < mix
+
+
 def _step(
-    plan: _Plan, state: _State, key: Array, order: Array, i: Array, x: Array, y: Array, weight: Array, sgd: _Sgd
+    plan: _Plan, state: _State, key: Array, order: Array, i: Array, given: _Given
 ) -> tuple[_State, dict[str, Array]]:
     """Take step i (from 0, over all epochs) on its slice of the epoch's order."""
+    x, y, weight, sgd, codes = given
     members = jnp.sum(weight > 0, dtype=jnp.int32)
     position = (i % plan.steps_per_epoch) * plan.batch_size + jnp.arange(plan.batch_size)
     rows = order[position % members]
     augment_key, dropout_key = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 2), i))
     inputs = x[rows] if plan.augment is None else plan.augment(augment_key, x[rows])
     label, w = y[rows], weight[rows]
+    if codes is not None:
+        coded = replaced(key, i // plan.steps_per_epoch, rows, codes.mix).reshape(-1, *(1,) * (x.ndim - 1))
+        inputs = jnp.where(coded, codes.images[label].astype(inputs.dtype), inputs)
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Array, Params]]:
         logits, new = plan.apply_fn(params, state.model_state, inputs, train=True, rngs={"dropout": dropout_key})
@@ -220,19 +263,19 @@ def _step(
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _host_step(
-    plan: _Plan, state: _State, key: Array, order: Array, i: Array, x: Array, y: Array, weight: Array, sgd: _Sgd
+    plan: _Plan, state: _State, key: Array, order: Array, i: Array, given: _Given
 ) -> tuple[_State, dict[str, Array]]:
-    return _laned(plan, partial(_step, plan))(state, key, order, i, x, y, weight, sgd)
+    return _laned(plan, partial(_step, plan))(state, key, order, i, given)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _device_epoch(
-    plan: _Plan, state: _State, key: Array, order: Array, first: Array, x: Array, y: Array, weight: Array, sgd: _Sgd
+    plan: _Plan, state: _State, key: Array, order: Array, first: Array, given: _Given
 ) -> tuple[_State, dict[str, Array]]:
     step = _laned(plan, partial(_step, plan))
 
     def body(state: _State, i: Array) -> tuple[_State, dict[str, Array]]:
-        return step(state, key, order, i, x, y, weight, sgd)
+        return step(state, key, order, i, given)
 
     return jax.lax.scan(body, state, first + jnp.arange(plan.steps_per_epoch))
 
@@ -243,15 +286,14 @@ def _order(plan: _Plan, key: Array, epoch: Array, weight: Array) -> Array:
 
 
 def _laned(plan: _Plan, step: Callable[..., Any]) -> Callable[..., Any]:
-    return jax.vmap(step, (0, 0, 0, None, None, None, 0, None)) if plan.vmapped else step
+    given: Any = _Given(*cast(Any, (None, None, 0, None, None)))  # each lane has its own sample weights
+    return jax.vmap(step, (0, 0, 0, None, given)) if plan.vmapped else step
 
 
-def _run(
-    plan: _Plan, model: Model, key: Array, x: Array, y: Array, weight: Array, sgd: _Sgd, loop: Loop
-) -> TrainResult:
+def _run(plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop) -> TrainResult:
     _validate.one_of("loop", loop, ("auto", "device", "host"))
     host = loop == "host" or (loop == "auto" and jax.default_backend() == "cpu")
-    init = sgd.transformation().init
+    init = given.sgd.transformation().init
     # Steps donate their state, so it must not be the caller's buffers; a stated dtype is never weak, which
     # would retrace the second step.
     params, model_state = jax.tree.map(
@@ -261,19 +303,20 @@ def _run(
     infos: list[dict[str, np.ndarray]] = []
     steps = plan.steps_per_epoch * plan.epochs
     for epoch in range(plan.epochs):
-        order, first = _order(plan, key, epoch, weight), epoch * plan.steps_per_epoch
+        order, first = _order(plan, key, epoch, given.weight), epoch * plan.steps_per_epoch
         if host:
             each = []
             for i in range(first, first + plan.steps_per_epoch):
-                state, info = _host_step(plan, state, key, order, i, x, y, weight, sgd)
+                state, info = _host_step(plan, state, key, order, i, given)
                 each.append(info)
+                _progress.report("training", i + 1, steps)
             stacked = {name: np.stack([np.asarray(info[name]) for info in each]) for name in each[0]}
         else:
-            state, info = _device_epoch(plan, state, key, order, first, x, y, weight, sgd)
+            state, info = _device_epoch(plan, state, key, order, first, given)
             stacked = {name: np.asarray(value) for name, value in info.items()}
-        _require_finite(stacked["loss"], first, steps, float(sgd.learning_rate))
+            _progress.report("training", first + plan.steps_per_epoch, steps)
+        _require_finite(stacked["loss"], first, steps, float(given.sgd.learning_rate))
         infos.append(stacked)
-        _progress.report("training", first + plan.steps_per_epoch, steps)
     # Lanes lead: (steps, lanes) -> (lanes, steps).
     history = {name: np.concatenate([info[name] for info in infos]).T for name in infos[0]}
     return TrainResult(model.replace(params=state.params, model_state=state.model_state), history)
@@ -336,6 +379,18 @@ def _checked_data(
         row = "" if lanes is None else f" in lane {int(empty.argmax())}"
         raise ValueError(f"sample_weight is 0 for every instance{row}: there is nothing to train on")
     return jnp.asarray(x), jnp.asarray(np.asarray(y), dtype=jnp.int32), weight
+
+
+def _checked_codes(model: Model, codes: Any, mix: float | None) -> _Codes | None:
+    if codes is None and mix is None:
+        return None
+    if codes is None or mix is None:
+        raise ValueError(f"codes and mix go together; got {'no codes' if codes is None else 'no mix'}")
+    _validate.inputs("codes", codes, model.spec)
+    if len(codes) != model.spec.num_classes:
+        raise ValueError(f"codes must be one a class, {model.spec.num_classes}; got {len(codes)}")
+    _validate.in_range("mix", mix, 0.0, 1.0)
+    return _Codes(jnp.asarray(codes), jnp.asarray(mix, jnp.float32))
 
 
 def _stack(models: Sequence[Model]) -> Model:

@@ -213,11 +213,95 @@ def test_history_is_the_loss_and_accuracy_of_the_step_batch(model, data):
     np.testing.assert_allclose(done.history["accuracy"], [np.mean(np.argmax(logits, 1) == y)])
 
 
-def test_progress_is_reported(model, data):
+@pytest.mark.parametrize(("loop", "told"), [("host", range(1, 10)), ("device", (3, 6, 9))])
+def test_progress_is_reported(model, data, loop, told):
     seen = []
     with _progress.listening(lambda *event: seen.append(event)):
-        training.train(model, jax.random.key(0), *data, **SETTINGS)
-    assert seen == [("training", 3, 9), ("training", 6, 9), ("training", 9, 9)]
+        training.train(model, jax.random.key(0), *data, loop=loop, **SETTINGS)
+    assert seen == [("training", step, 9) for step in told]
+
+
+# --- codes -------------------------------------------------------------------
+
+
+CODES = np.random.default_rng(8).uniform(size=(C, D)).astype(np.float32)
+
+
+@pytest.mark.parametrize("loop", ["host", "device"])
+def test_without_a_share_of_codes_it_is_plain_training(model, data, loop):
+    plain = training.train(model, jax.random.key(0), *data, loop=loop, **SETTINGS)
+    none = training.train(model, jax.random.key(0), *data, codes=CODES, mix=0.0, loop=loop, **SETTINGS)
+    close(plain.model.params, none.model.params, 0)
+    close(plain.history, none.history, 0)
+
+
+def test_with_a_share_of_one_only_codes_are_seen(model, data):
+    x, y = data
+    coded = training.train(model, jax.random.key(0), x, y, codes=CODES, mix=1.0, **SETTINGS)
+    plain = training.train(model, jax.random.key(0), CODES[y], y, **SETTINGS)
+    close(coded.model.params, plain.model.params)
+
+
+def test_which_instances_give_way_depends_on_epoch_and_instance_alone(model, data):
+    x, y = data
+    key, seen = jax.random.key(4), []
+
+    def watched(params, model_state, x, *, train=False, rngs=None):
+        jax.debug.callback(lambda x: seen.append(np.array(x)), x)
+        return mlp(params, model_state, x)
+
+    spy = model.replace(apply_fn=watched)
+    training.train(spy, key, x, y, codes=CODES, mix=0.4, epochs=2, batch_size=N, learning_rate=0.0, loop="host")
+    jax.effects_barrier()
+    for epoch in range(2):
+        order = np.asarray(training.epoch_order(key, epoch, jnp.ones(N)))
+        gone = np.asarray(training.replaced(key, epoch, jnp.arange(N), 0.4))
+        shown = np.where(gone[:, None], CODES[y], x)[order]
+        np.testing.assert_array_equal(seen[epoch], shown)
+        assert 0 < gone.sum() < N
+    assert not np.array_equal(*(training.replaced(key, epoch, jnp.arange(N), 0.4) for epoch in range(2)))
+
+
+def test_the_share_that_gives_way_is_binomial():
+    counts = [int(training.replaced(jax.random.key(0), epoch, jnp.arange(400), 0.3).sum()) for epoch in range(50)]
+    assert abs(np.mean(counts) - 120) < 4 * np.sqrt(400 * 0.21 / 50)
+    assert 0.6 < np.std(counts) / np.sqrt(400 * 0.21) < 1.4
+
+
+def test_codes_come_after_augmentation_and_are_learned():
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(size=(60, D)).astype(np.float32), rng.integers(0, C, 60)
+    params, state = init(jax.random.key(1))
+    fresh = Model(params=params, model_state=state, apply_fn=mlp, spec=SPEC)
+    done = training.train(
+        fresh,
+        jax.random.key(0),
+        x,
+        y,
+        augment=no_image,
+        codes=CODES,
+        mix=0.5,
+        epochs=80,
+        batch_size=20,
+        learning_rate=0.5,
+    )
+    assert (np.argmax(inference.logits(done.model, CODES), axis=1) == np.arange(C)).all()
+
+
+def no_image(key, x):
+    return jnp.zeros_like(x)
+
+
+def test_codes_that_do_not_fit_are_refused(model, data):
+    for settings, message in (
+        (dict(codes=CODES), "codes and mix go together; got no mix"),
+        (dict(mix=0.5), "codes and mix go together; got no codes"),
+        (dict(codes=CODES[:2], mix=0.5), "codes must be one a class, 3; got 2"),
+        (dict(codes=CODES[:, :2], mix=0.5), r"codes must have shape \(batch, 5\)"),
+        (dict(codes=CODES, mix=1.5), r"mix must be in \[0, 1\]; got 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            training.train(model, jax.random.key(0), *data, **settings, **SETTINGS)
 
 
 def test_divergence_names_the_step_and_the_lane(data):
