@@ -1,4 +1,7 @@
-"""How much each parameter matters for given instances: memory aware synapses (Aljundi et al. 2018)."""
+"""How much each parameter matters for given instances.
+
+Memory aware synapses (`mas`, Aljundi et al. 2018) and the diagonal of the Fisher information (`fisher`).
+"""
 
 from __future__ import annotations
 
@@ -58,10 +61,9 @@ class MAS:
             all zero, and for padding with ``train=True``, where it would
             enter the batch statistics.
         """
-        x = jnp.asarray(x)
-        weight = jnp.ones(x.shape[:1], jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
-        self._check(x, weight)
-        xs = (x, weight)
+        x, weight = xs = _checked(x, weight)
+        if self.train and not _repeat.is_traced(weight) and not np.all(weight):
+            raise ValueError("weight must have no zeros with train=True: padding would enter the batch statistics")
         if self.variant == "per_example":
             total, n = _repeat.accumulate(
                 _per_example,
@@ -88,18 +90,6 @@ class MAS:
                 label="importance",
             )
         return jax.tree.map(lambda o: (o / _at_least_tiny(n)).astype(o.dtype), total)
-
-    def _check(self, x: Array, weight: Array) -> None:
-        _validate.same_length("the importance's arguments", {"x": x, "weight": weight})
-        _repeat.rows((x, weight))
-        if _repeat.is_traced(weight):
-            return
-        values = np.asarray(weight)
-        _validate.in_range("weight", values, 0.0)
-        if not values.any():
-            raise ValueError("weight must not be all zero: there is no instance to measure importance on")
-        if self.train and not values.all():
-            raise ValueError("weight must have no zeros with train=True: padding would enter the batch statistics")
 
 
 def mas(
@@ -155,6 +145,76 @@ def mas(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fisher:
+    """The diagonal of the Fisher information; equal settings compare equal. See `fisher`."""
+
+    apply_fn: ApplyFn
+    microbatch_size: int = 16
+    loop: _repeat.Loop = "auto"
+
+    def __post_init__(self) -> None:
+        _validate.one_of("loop", self.loop, _repeat.LOOPS)
+        _validate.positive_int("microbatch_size", self.microbatch_size)
+
+    def __call__(self, params: Params, model_state: Params, x: Array, *, weight: Array | None = None) -> PyTree:
+        """Return the diagonal for every parameter.
+
+        Args:
+          params, model_state, x, weight: as for `MAS`.
+
+        Returns:
+          A tree like ``params``, non-negative.
+
+        Raises:
+          ValueError: for no instances, weights of another length, negative or all zero.
+        """
+        x, weight = _checked(x, weight)
+        n = x.shape[0]
+        classes = _repeat.call.eval_shape(_logits, (self.apply_fn,), params, model_state, x[:1]).shape[-1]
+        # The rows are pairs (instance, class), and an image is looked up: n * C copies of images would not be flat.
+        pairs = np.arange(n * classes, dtype=np.int32)
+        total = _repeat.accumulate(
+            _of_pairs,
+            (pairs // classes, pairs % classes, np.ones(n * classes, np.float32)),
+            x,
+            weight,
+            params,
+            model_state,
+            microbatch_size=self.microbatch_size,
+            statics=(self.apply_fn,),
+            loop=self.loop,
+            label="Fisher information",
+        )
+        whole = _at_least_tiny(jnp.sum(weight))
+        return jax.tree.map(lambda f: (f / whole).astype(f.dtype), total)
+
+
+def fisher(apply_fn: ApplyFn, *, microbatch_size: int = 16, loop: _repeat.Loop = "auto") -> Fisher:
+    """Make the diagonal of the Fisher information, an exact expectation over the network's own answers.
+
+    ``mean_i sum_c p_c(x_i) (d log p_c(x_i) / d theta)^2`` with p the softmax
+    of the logits: neither sampled nor from labels. It takes C gradients an
+    instance.
+
+    Args:
+      apply_fn: the seam; it runs in eval mode.
+      microbatch_size: gradients held at a time; does not change the result.
+      loop: "auto", "host" or "device"; does not change the result.
+
+    Returns:
+      ``fn(params, model_state, x, *, weight=None) -> tree like params``, see `Fisher`.
+
+    Raises:
+      ValueError, TypeError: for unknown settings.
+
+    >>> linear = lambda params, state, x, *, train=False, rngs=None: (x @ params["w"], state)
+    >>> fisher(linear)({"w": jnp.zeros((1, 2))}, {}, jnp.array([[2.0]]))["w"].tolist()  # p (1 - p) x^2
+    [[1.0, 1.0]]
+    """
+    return Fisher(apply_fn=apply_fn, microbatch_size=microbatch_size, loop=loop)
+
+
 def normalise(importance: PyTree) -> PyTree:
     """Map each tensor to [0, 1] by ``(o - min) / (max - min)``; 0 where that has no meaning.
 
@@ -187,6 +247,19 @@ def holding_weight(importance: PyTree) -> PyTree:
     return jax.tree.map(lambda o: 1.0 - o, normalise(importance))
 
 
+def _checked(x: Array, weight: Array | None) -> tuple[Array, Array]:
+    """Return instances and their weights; raise ValueError where they are nothing to measure on."""
+    x = jnp.asarray(x)
+    weight = jnp.ones(x.shape[:1], jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32)
+    _validate.same_length("the importance's arguments", {"x": x, "weight": weight})
+    _repeat.rows((x, weight))
+    if not _repeat.is_traced(weight):
+        _validate.in_range("weight", np.asarray(weight), 0.0)
+        if not np.any(weight):
+            raise ValueError("weight must not be all zero: there is no instance to measure importance on")
+    return x, weight
+
+
 def _norm(apply_fn: ApplyFn, squared: bool, train: bool, params: Params, model_state: Params, x: Array) -> Array:
     """Return the norm of the logits per instance, (batch,); its gradient is 0 at 0."""
     logits, _ = apply_fn(params, model_state, x, train=train)
@@ -208,6 +281,32 @@ def _per_example(
         return jax.tree.map(lambda g: jnp.where(weight > 0, weight * jnp.abs(g), 0.0).astype(g.dtype), g)
 
     return jax.tree.map(lambda g: jnp.sum(g, axis=0), jax.vmap(row)(x, weight)), jnp.sum(weight)
+
+
+def _logits(apply_fn: ApplyFn, params: Params, model_state: Params, x: Array) -> Array:
+    return apply_fn(params, model_state, x, train=False)[0]
+
+
+def _of_pairs(
+    apply_fn: ApplyFn,
+    chunk: tuple[Array, Array, Array],
+    x: Array,
+    weight: Array,
+    params: Params,
+    model_state: Params,
+) -> PyTree:
+    """Return the sum over pairs (instance, class) of weight * p_c * (d log p_c)^2; pairs with a 0 are padding."""
+
+    def row(i: Array, c: Array, real: Array) -> PyTree:
+        def log_p(params: Params) -> Array:
+            return jax.nn.log_softmax(_logits(apply_fn, params, model_state, x[i][None])[0])[c]
+
+        value, g = jax.value_and_grad(log_p)(params)
+        w = real * weight[i]
+        # select, not scale alone: a network may give NaN on padding
+        return jax.tree.map(lambda g: jnp.where(w > 0, w * jnp.exp(value) * g * g, 0.0).astype(g.dtype), g)
+
+    return jax.tree.map(lambda g: jnp.sum(g, axis=0), jax.vmap(row)(*chunk))
 
 
 def _batch_mean(

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import _config, loop, methods, testing
+from jaxunlearn import _config, loop, testing
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem
 from jaxunlearn.methods import delete
 from tests.tiny import convolutional, convolutional_variables, linear, linear_params, torch_convolutional
@@ -18,9 +18,8 @@ from tests.tiny import convolutional, convolutional_variables, linear, linear_pa
 KEY = jax.random.key(0)
 
 
-def prepared(name, problem, **changes):
+def prepared(spec, problem, **changes):
     """Return the unlearner and its starting state."""
-    spec = methods.get(name)
     config = dataclasses.replace(spec.Config(), **changes)
     unlearner = spec.make(_config.static(config))
     return unlearner, unlearner.prepare(KEY, problem, _config.traced(config))
@@ -29,7 +28,7 @@ def prepared(name, problem, **changes):
 def loss_and_gradient(unlearner, state, key=KEY):
     """Return value and gradient of the objective on the whole forget set at the weights of the state."""
     loss = lambda params: unlearner.loss(key, state.model.replace(params=params), state, state.rows)[0]
-    return jax.value_and_grad(loss)(state.model.params)
+    return jax.jit(jax.value_and_grad(loss))(state.model.params)
 
 
 def linear_problem(seed=0, *, k=6, features=4, classes=3, dtype=jnp.float32, scale=1.0, box=(0.0, 1.0)):
@@ -71,7 +70,7 @@ def assert_same_gradient(loss, leaves, gradient, rtol=2e-4):
 
 def test_batches_are_consecutive_and_padding_changes_nothing():
     problem = testing.tiny_problem(k=7)
-    unlearner, state = prepared("delete", problem, forget_batch=3)
+    unlearner, state = prepared(delete.SPEC, problem, forget_batch=3)
     draws = unlearner.draws(state)
     assert draws.steps_per_pass == 3
     assert draws.period == (0, 0, 0)
@@ -86,14 +85,14 @@ def test_batches_are_consecutive_and_padding_changes_nothing():
 
 def test_in_train_mode_batches_are_exact_and_statistics_move():
     problem = testing.tiny_problem(k=7)
-    unlearner, state = prepared("delete", problem, forget_batch=3, batch_norm="update")
+    unlearner, state = prepared(delete.SPEC, problem, forget_batch=3, batch_norm="update")
     draws = unlearner.draws(state)
     assert draws.period == (0, 0, 1)
     assert [len(draws.draw(state, t, p).forget.y) for t, p in enumerate(draws.period)] == [3, 3, 1]
     moved = {}
     for mode in ("frozen", "update"):
-        config = methods.get("delete").Config(forget_batch=3, batch_norm=mode, max_passes=2, learning_rate=1e-3)
-        moved[mode] = loop.unlearn(problem, method="delete", config=config, key=KEY).model.model_state
+        config = delete.Config(forget_batch=3, batch_norm=mode, max_passes=2, learning_rate=1e-3)
+        moved[mode] = loop.unlearn(problem, method=delete.SPEC, config=config, key=KEY).model.model_state
     before = problem.model.model_state["norm"]["mean"]
     assert np.array_equal(moved["frozen"]["norm"]["mean"], before)
     assert not np.allclose(moved["update"]["norm"]["mean"], before, atol=1e-3)
@@ -101,8 +100,8 @@ def test_in_train_mode_batches_are_exact_and_statistics_move():
 
 def test_a_run_ends_when_all_are_forgotten_or_with_its_budget():
     problem = testing.tiny_problem()
-    run = partial(loop.unlearn, problem, method="delete", key=KEY)
-    Config = partial(methods.get("delete").Config, learning_rate=0.1, max_passes=40)
+    run = partial(loop.unlearn, problem, method=delete.SPEC, key=KEY)
+    Config = partial(delete.Config, learning_rate=0.1, max_passes=40)
     soon, late = run(config=Config()), run(config=Config(stop="budget"))
     assert soon.stop_reason == "forgotten"
     assert soon.steps < late.steps == 40
@@ -114,8 +113,8 @@ def test_sgd_with_momentum_is_pytorchs():
     import torch
 
     problem = conv_problem()
-    config = methods.get("delete").Config(learning_rate=0.01, momentum=0.9, max_passes=4, stop="budget")
-    ours = loop.unlearn(problem, method="delete", config=config, key=KEY).model.params
+    config = delete.Config(learning_rate=0.01, momentum=0.9, max_passes=4, stop="budget")
+    ours = loop.unlearn(problem, method=delete.SPEC, config=config, key=KEY).model.params
     forward, leaves, x, y = torch_problem(problem)
     with torch.no_grad():
         z0 = forward(x)
@@ -136,7 +135,7 @@ def test_sgd_with_momentum_is_pytorchs():
 def test_delete_starts_at_minus_log_of_what_the_label_leaves(dtype, scale, tolerance):
     with jax.enable_x64(dtype == jnp.float64):
         problem = linear_problem(dtype=dtype, scale=scale)
-        unlearner, state = prepared("delete", problem)
+        unlearner, state = prepared(delete.SPEC, problem)
         loss, gradient = loss_and_gradient(unlearner, state)
         z = np.asarray(problem.model(problem.forget.x), np.float64)
         p = np.exp(z - z.max(1, keepdims=True))
@@ -160,7 +159,7 @@ def test_delete_is_finite_where_the_label_is_certain():
 
 def test_delete_keeps_the_proportions_of_the_other_classes():
     problem = testing.tiny_problem()
-    config = methods.get("delete").Config(learning_rate=0.05, max_passes=4000, stop="budget")
-    model = loop.unlearn(problem, method="delete", config=config, key=KEY, loop="device").model
+    config = delete.Config(learning_rate=0.1, max_passes=1500, stop="budget")
+    model = loop.unlearn(problem, method=delete.SPEC, config=config, key=KEY, loop="device").model
     want = delete.without_label(problem.model(problem.forget.x), problem.forget.y)
     np.testing.assert_allclose(jax.nn.softmax(model(problem.forget.x)), want, atol=0.02)

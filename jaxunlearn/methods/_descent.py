@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,13 +65,11 @@ class State:
     Attributes:
       model: the network; its params are what is trained, see `Descent.trained`.
       rows: the forget set, padded to whole batches where BatchNorm is frozen.
-      shared: what the objective reads beside the rows.
       opt_state, hparams: of the optimiser; the traced settings.
     """
 
     model: Model
     rows: Rows
-    shared: PyTree
     opt_state: PyTree
     hparams: Mapping[str, Array]
     goal: str = dataclasses.field(metadata={"static": True})
@@ -86,7 +84,6 @@ class Descent:
     """
 
     config: Any
-    adam: ClassVar[bool] = False
 
     # --- what a method gives --------------------------------------------------------------------
 
@@ -98,10 +95,6 @@ class Descent:
         """Return what the objective needs for each forget instance, made once."""
         return None
 
-    def shared(self, problem: Problem, hparams: Mapping[str, Array]) -> PyTree:
-        """Return what the objective and the optimiser need beside that, made once."""
-        return None
-
     def trained(self, key: Array, problem: Problem) -> Params:
         """Return the weights to start from; `network` undoes it."""
         return problem.model.params
@@ -110,9 +103,9 @@ class Descent:
         """Return the weights of the network that trained weights stand for."""
         return trained
 
-    def optimiser(self, hparams: Mapping[str, Array], shared: PyTree) -> optax.GradientTransformation:
-        """Return the optimiser, built inside the trace from values in the state."""
-        return chain(hparams, adam=self.adam)
+    def optimiser(self, hparams: Mapping[str, Array], problem: Problem | None = None) -> optax.GradientTransformation:
+        """Return the optimiser; the problem is given where its state is made, later that state has all it needs."""
+        return chain(hparams)
 
     # --- the contract of an unlearner -----------------------------------------------------------
 
@@ -124,7 +117,7 @@ class Descent:
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Make the values for each instance, the weights to train and the optimiser's state."""
         for_given, for_trained = jax.random.split(key)
-        trained, shared = self.trained(for_trained, problem), self.shared(problem, hparams)
+        trained = self.trained(for_trained, problem)
         rows = Rows(problem.forget, self.given(for_given, problem, hparams))
         if self.config.batch_norm == "frozen":  # padding may not enter batch statistics
             rows = pad(rows, self.config.forget_batch)
@@ -133,8 +126,7 @@ class Descent:
         return State(
             model=problem.model.replace(params=trained),
             rows=rows,
-            shared=shared,
-            opt_state=self.optimiser(hparams, shared).init(trained),
+            opt_state=self.optimiser(hparams, problem).init(trained),
             hparams=hparams,
             goal=problem.goal,
         )
@@ -159,7 +151,7 @@ class Descent:
 
         params = state.model.params
         (loss, model_state), grads = jax.value_and_grad(objective, has_aux=True)(params)
-        updates, opt_state = self.optimiser(state.hparams, state.shared).update(grads, state.opt_state, params)
+        updates, opt_state = self.optimiser(state.hparams).update(grads, state.opt_state, params)
         model = state.model.replace(params=optax.apply_updates(params, updates), model_state=model_state)
         info = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return dataclasses.replace(state, model=model, opt_state=opt_state), info
