@@ -54,7 +54,7 @@ class Request:
       original: the network before the first of them, where it is still there.
       origin: where that network, or this one if it is the first, lies and its digest.
       public: the user's unlabelled images; inversion: images made from the network.
-      artefacts: what training time or an earlier run left behind, by kind.
+      artefacts: what training time or an earlier run left behind, and anchors of the user's, by kind.
       limits: how many instances of "retain" and of "test" are measured, a fixed random choice; all where absent.
     """
 
@@ -69,7 +69,7 @@ class Request:
     origin: Mapping[str, str] | None = None
     public: np.ndarray | None = None
     inversion: Artefact | None = None
-    artefacts: Mapping[str, Artefact] = dataclasses.field(default_factory=dict)
+    artefacts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     limits: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property

@@ -14,6 +14,7 @@ USES = {
     "held": "instances forgotten earlier",
     "original": "the first network",
     "public": "public images",
+    "anchors": "embeddings of the classes",
 }
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _tree, artefacts, curvature, data as data_sources, loop, methods, models, report
+from jaxunlearn import _tree, artefacts, convert, curvature, data as data_sources, loop, methods, models, report
 from jaxunlearn._types import Artefact, MethodSpec, Model
 from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
 from jaxunlearn.report.tables import REASONS
@@ -47,8 +47,9 @@ def main(argv: Sequence[str]) -> int:
         )
     if args.target is not None and args.goal != "relabel":
         raise _errors.UserError("--target is for --goal relabel")
-    for name, given in (("--public", args.public), ("--inversion", args.inversion)):
-        kind = "public" if name == "--public" else "proxies"
+    uses = {"--public": "public", "--inversion": "proxies", "--anchors": "anchors"}
+    for name, kind in uses.items():
+        given = getattr(args, name[2:])
         if given and kind not in (*spec.needs, *spec.uses):
             raise _errors.UserError(f"method {spec.name!r} has no use for {name}; leave it out")
     if args.inversion is not None and args.inversion < 0:
@@ -119,6 +120,12 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
         help="what training time left behind for a method that needs it; may be given several times",
+    )
+    group.add_argument(
+        "--anchors",
+        metavar="FILE",
+        help="an embedding of each class for methods that use them, such as a text encoder's of the class names: "
+        ".npz or .safetensors with one array, (classes, any length)",
     )
     group = parser.add_argument_group("result")
     group.add_argument("--out", metavar="DIR", help="folder to make: results.json, report.md, pictures, checkpoint")
@@ -225,7 +232,7 @@ def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, 
         original=None if previous is None else _model.original(origin, model),
         origin=origin,
         public=None if args.public is None else _proxies.public(args.public, model, args.seed),
-        artefacts=_artefacts(args.artefact, spec, model, previous),
+        artefacts=_artefacts(args.artefact, spec, model, previous) | _anchors(args.anchors, model),
         limits={} if args.eval_limit is None else dict.fromkeys(("retain", "test"), args.eval_limit),
     )
     return request, None if previous is None else str(previous.path)
@@ -247,6 +254,18 @@ def _artefacts(
             raise ValueError(f"method {spec.name!r} has no use for {what}; leave it out")
         found[artefact.kind] = artefact
     return found
+
+
+def _anchors(file: str | None, model: Model) -> dict[str, Any]:
+    """Return the user's embeddings of the classes, if there are any."""
+    if file is None:
+        return {}
+    arrays = convert.read_state_dict(file)
+    shapes = {name: array.shape for name, array in arrays.items()}
+    (array,) = arrays.values() if len(arrays) == 1 else (None,)
+    if array is None or array.ndim != 2 or len(array) != model.spec.num_classes:
+        raise ValueError(f"--anchors {file} must hold one array of {model.spec.num_classes} rows; it has {shapes}")
+    return {"anchors": array}
 
 
 def _plan(

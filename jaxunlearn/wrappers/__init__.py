@@ -18,12 +18,14 @@ from jaxunlearn import _tree
 from jaxunlearn._types import Array, Model, ModelSpec, Params, Recipe
 from jaxunlearn.wrappers.inside import NETWORK, Inside, features, head_map
 from jaxunlearn.wrappers.patch import Patch
+from jaxunlearn.wrappers.projector import Projector
 
 __all__ = [
     "NETWORK",
     "Inside",
     "Parts",
     "Patch",
+    "Projector",
     "Wrapped",
     "Wrapper",
     "features",
@@ -51,7 +53,7 @@ class Wrapper(Protocol):
 
 
 #: Name in a recipe -> wrapper.
-_WRAPPERS: dict[str, type[Any]] = {"patch": Patch}
+_WRAPPERS: dict[str, type[Any]] = {"patch": Patch, "projector": Projector}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +110,7 @@ def wrap(model: Model, name: str, arguments: Mapping[str, Any], own: Params) -> 
 
     Args:
       model: the network, wrapped already or not.
-      name: of the wrapper: "patch".
+      name: of the wrapper: "patch" or "projector".
       arguments: of the wrapper, plain JSON; they go into the recipe.
       own: its arrays, as its ``shapes()`` says; arrays or `jax.ShapeDtypeStruct`.
 
