@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import io
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -256,3 +257,18 @@ def test_inversion_refuses_no_work(model):
         proxies.invert(jax.random.key(0), model, 0)
     with pytest.raises(ValueError, match="steps must be at least 1; got 0"):
         proxies.invert(jax.random.key(0), model, 1, dataclasses.replace(FIRST, steps=0))
+
+
+def test_each_image_of_a_batch_is_shifted_and_mirrored_on_its_own():
+    x = jax.random.uniform(jax.random.key(0), (40, 16, 8, 1))
+    moved = np.asarray(proxies.shift_and_mirror(jax.random.key(1), x))
+    found = set()
+    for image, out in zip(np.asarray(x), moved, strict=True):
+        padded = np.pad(image, ((2, 2), (1, 1), (0, 0)), mode="reflect")
+        for i, j, flip in itertools.product(range(5), range(3), (1, -1)):
+            if np.array_equal(padded[i : i + 16, j : j + 8][:, ::flip], out):
+                found.add((i, j, flip))
+                break
+        else:
+            raise AssertionError("not a crop of the padded image or of its mirror image")
+    assert len(found) > 15

@@ -34,7 +34,7 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
             raise ValueError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
         path = Path(args.weights).expanduser()
         if path.is_dir():
-            return _from_folder(args, path / "checkpoint" if (path / "results.json").is_file() else path)
+            return _from_folder(args, _checkpoint_in(path))
         if args.arch is None:
             raise ValueError(f"--arch is missing: which network are the weights of {path.name} for?")
         return _from_file(args, path, source)
@@ -51,6 +51,12 @@ def describe(model: Model) -> str:
         mean, std = (" ".join(f"{value:g}" for value in values) for values in (recipe.mean, recipe.std))
         text += f", inputs normalised by mean {mean}, std {std}"
     return text
+
+
+def _checkpoint_in(folder: Path) -> Path:
+    """Return the checkpoint that the folder of a run or of a training has, or the folder itself."""
+    inner = folder / "checkpoint"
+    return inner if inner.is_dir() else folder
 
 
 def _from_folder(args: argparse.Namespace, path: Path) -> Model:
@@ -96,9 +102,7 @@ def original(origin: Mapping[str, str], like: Model) -> Model | None:
     path = Path(origin["weights"])
     try:
         if path.is_dir():
-            found = checkpoint.load(
-                path / "checkpoint" if (path / "results.json").is_file() else path, models.from_recipe
-            )
+            found = checkpoint.load(_checkpoint_in(path), models.from_recipe)
         else:
             recipe = like.spec.recipe
             if recipe is None:

@@ -16,6 +16,8 @@ from jaxunlearn.cli._flags import Parser
 #: Command -> what it does; the module of that name has ``main(argv) -> int``.
 COMMANDS = {
     "demo": "make a small network forget 16 handwritten digits, four ways",
+    "train": "train a classifier, and keep what some methods need beside it",
+    "moments": "make for a trained network what the method pgu needs",
     "unlearn": "make a pre-trained classifier forget chosen training images",
     "evaluate": "measure a classifier's accuracy, overall and by class",
     "compare": "run several methods on one forget set: one table, one picture",

@@ -12,4 +12,4 @@ from jaxunlearn.proxies.inversion import (
     invert as invert,
     invert_artefact as invert_artefact,
 )
-from jaxunlearn.proxies.mixing import augment as augment, cutmix as cutmix
+from jaxunlearn.proxies.mixing import augment as augment, cutmix as cutmix, shift_and_mirror as shift_and_mirror

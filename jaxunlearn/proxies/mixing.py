@@ -91,6 +91,12 @@ def _augment_drawn(key: Array, x: Array, count: Array) -> Array:
     return augment_one(crop, flip, image) if image.ndim == 3 else image
 
 
+def shift_and_mirror(key: Array, x: Array) -> Array:
+    """Return every image of a batch shifted and mirrored or not, as `augment` does; pure, for training."""
+    crop, flip = (jax.random.split(part, x.shape[0]) for part in jax.random.split(key))
+    return jax.vmap(augment_one)(crop, flip, x)
+
+
 def augment_one(crop: Array, flip: Array, image: Array) -> Array:
     """Return one image reflect-padded by an eighth, cropped at random and mirrored or not; pure."""
     pad = [side // 8 for side in image.shape[:2]]

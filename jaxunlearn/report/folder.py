@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxunlearn.report.record import RunRecord, validate
 
 RESULTS, CHECKPOINT, REPORT = "results.json", "checkpoint", "report.md"
+#: What a folder of a training has in the place of ``results.json``.
+TRAINING = "training.json"
 
 
 class Run(NamedTuple):
@@ -36,11 +39,16 @@ class Run(NamedTuple):
         return sorted(self.path.glob("*.safetensors"))
 
 
-def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marker: str = RESULTS) -> Path:
     """Return the absolute output folder if a run can be written there; call it before the work begins.
 
     A path that does not exist, an empty folder and, with ``overwrite``, an
     earlier run are good places.
+
+    Args:
+      out_dir: where.
+      overwrite: whether an earlier run may be replaced.
+      marker: the file by which a run is known.
 
     Raises:
       FileExistsError: it exists and is not a run, or is one and ``overwrite`` is off.
@@ -48,7 +56,7 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Pa
     """
     path = Path(os.path.abspath(out_dir))
     if os.path.lexists(path) and not _is_empty_dir(path):
-        if not is_run(path):
+        if not is_run(path, marker):
             raise FileExistsError(f"{path} exists and is not a jaxunlearn run: choose another output folder")
         if not overwrite:
             raise FileExistsError(f"{path} holds an earlier run: choose another output folder or ask to overwrite it")
@@ -80,12 +88,23 @@ def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: 
       OSError: the disk is full, or another error of the file system.
     """
     path = check_out(out_dir, overwrite=overwrite)
+    put_in_place(path, lambda folder: _fill(folder, record))
+    return path
+
+
+def put_in_place(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make a folder beside its final place, have it filled and rename it; after a failure all is as it was.
+
+    Args:
+      path: of `check_out`; what is there is replaced.
+      fill: writes into the folder that it is given.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         made = aside / "new"
         made.mkdir()
-        _fill(made, record)
+        fill(made)
         if os.path.lexists(path):
             os.replace(path, aside / "old")
         try:
@@ -96,7 +115,6 @@ def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: 
             raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return path
 
 
 def read_run(folder: str | os.PathLike[str]) -> Run:
@@ -119,10 +137,10 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     return Run(path, results)
 
 
-def is_run(folder: str | os.PathLike[str]) -> bool:
-    """Return whether a folder is a run that this library wrote."""
+def is_run(folder: str | os.PathLike[str], marker: str = RESULTS) -> bool:
+    """Return whether a folder is a run that this library wrote, known by the file ``marker``."""
     try:
-        results = json.loads((Path(folder) / RESULTS).read_text(encoding="utf-8"))
+        results = json.loads((Path(folder) / marker).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(results, dict) and results.get("tool") == "jaxunlearn"

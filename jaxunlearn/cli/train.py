@@ -1,0 +1,249 @@
+"""``jaxunlearn train``: train a classifier, and keep what some methods need beside it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn import (
+    _tree,
+    _validate,
+    artefacts,
+    checkpoint,
+    curvature,
+    data as data_sources,
+    inference,
+    models,
+    proxies,
+    report,
+    training,
+)
+from jaxunlearn._types import Artefact, Model
+from jaxunlearn.audits.accuracy import accuracy
+from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn.data import Source
+from jaxunlearn.report.folder import CHECKPOINT, TRAINING, put_in_place
+from jaxunlearn.report.record import versions
+
+EPILOG = """\
+exit status: 0 done; 2 wrong input or training that diverged; 130 interrupted, nothing is written
+
+example:
+  jaxunlearn train --arch digits_cnn --data digits --codes 0.2 --out runs/digits
+  jaxunlearn unlearn --weights runs/digits --data digits --forget class:3 --method mnemonic \\
+      --artefact runs/digits/codes.safetensors --out runs/without-3
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Train a network from fresh or given weights; write a folder with its checkpoint and what stands beside it."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    command = shlex.join(("jaxunlearn", "train", *argv))
+    with _device.chosen(args) as device:
+        return _train(args, command, device)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _flags.Parser(
+        prog="jaxunlearn train",
+        usage="jaxunlearn train --arch NAME --data SOURCE --out DIR [options]",
+        description="Train a classifier with SGD on the training split of a data set, from fresh weights or, with "
+        "--weights, from given ones; keep it, and what some unlearning methods need from training time.",
+        epilog=EPILOG,
+    )
+    _flags.add_model_flags(parser, models.names())
+    _flags.add_data_flags(parser)
+    group = parser.add_argument_group("training")
+    group.add_argument("--epochs", type=int, default=20, metavar="N", help="passes over the data; default: 20")
+    group.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: 128")
+    group.add_argument("--learning-rate", type=float, default=0.05, metavar="X", help="of the start; default: 0.05")
+    group.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="default: cosine, to 0")
+    group.add_argument("--momentum", type=float, default=0.9, metavar="X", help="default: 0.9")
+    group.add_argument(
+        "--weight-decay", type=float, default=5e-4, metavar="X", help="of all parameters; default: 0.0005"
+    )
+    group.add_argument(
+        "--augment", action="store_true", help="shift images by up to an eighth and mirror half of them; not for digits"
+    )
+    group.add_argument("--seed", type=_flags.seed, default=0, metavar="N", help="of everything random; default: 0")
+    group = parser.add_argument_group("for methods with training-time support")
+    group.add_argument(
+        "--codes",
+        type=float,
+        metavar="P",
+        help="for mnemonic: show a random image that stands for the class in the place of this share of images "
+        "(paper: 0.1 to 0.3), keep codes.safetensors",
+    )
+    group.add_argument(
+        "--moments",
+        action="store_true",
+        help="for pgu: sum the second moments of every layer's inputs after training, keep moments.safetensors",
+    )
+    group = parser.add_argument_group("result")
+    group.add_argument("--out", metavar="DIR", help="folder to make: checkpoint, training.json, *.safetensors")
+    group.add_argument("--overwrite", action="store_true", help="replace an earlier training in that folder")
+    _flags.add_run_flags(parser)
+    return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raise a `UserError` for what is missing or out of range, before any work."""
+    with _errors.user_input():
+        for name, what in (("data", "digits, tfds:NAME or npz:FILE"), ("out", "the folder to keep the result in")):
+            if getattr(args, name) is None:
+                raise ValueError(f"--{name} is missing: {what}")
+        if args.arch is None and args.weights is None:
+            raise ValueError(f"--arch is missing: the network to train, such as {models.names()[0]}")
+        for name in ("epochs", "batch_size"):
+            _validate.positive_int(_flags.flag(name), getattr(args, name))
+        for name, high in (("learning_rate", None), ("momentum", 1.0), ("weight_decay", None), ("codes", 1.0)):
+            if getattr(args, name) is not None:
+                _validate.in_range(_flags.flag(name), getattr(args, name), 0.0, high)
+        report.check_out(args.out, overwrite=args.overwrite, marker=TRAINING)
+
+
+def _train(args: argparse.Namespace, command: str, device: str) -> int:
+    seconds: dict[str, float] = {}
+    with _errors.user_input(), _progress.shown(quiet=args.quiet):
+        source = data_sources.open_source(args.data, args.data_dir)
+        model = _start(args, source)
+        _model.check_fit(model, source)
+    rows = source.splits["train"]
+    codes = None if args.codes is None else proxies.draw_codes(_key(args, 2), model)
+    if not args.quiet:
+        _output.facts(_plan(args, model, source, device))
+    with _progress.shown(quiet=args.quiet):
+        began = time.perf_counter()
+        done = _fit(args, model, source.images(rows), source.labels[rows], codes)
+        seconds["train"] = time.perf_counter() - began
+        made = _beside(args, done.model, codes, source, seconds)
+        measured = _measure(done.model, source, codes)
+    epochs = {name: done.history[name].reshape(args.epochs, -1).mean(axis=1) for name in ("loss", "accuracy")}
+    facts = {
+        "tool": "jaxunlearn",
+        "command": command,
+        "arch": done.model.spec.recipe.arch if done.model.spec.recipe else "",
+        "data": source.name,
+        "settings": {name: value for name, value in vars(args).items() if name not in ("out", "overwrite", "quiet")},
+        "accuracy": measured,
+        "history": {name: [round(float(value), 6) for value in values] for name, values in epochs.items()},
+        "seconds": seconds,
+        "digest": _tree.model_digest(done.model),
+        "versions": versions(),
+    }
+    path = _write(args, done.model, made, facts)
+    _tell(args, path, measured, epochs, seconds, made)
+    return _errors.OK
+
+
+def _start(args: argparse.Namespace, source: Source) -> Model:
+    """Return the network to train: with given weights, else with fresh ones of the data's size."""
+    if args.weights is not None:
+        return _model.load(args, source)
+    recipe = models.recipe(
+        args.arch, num_classes=source.num_classes, input_shape=source.input_shape, mean=args.mean, std=args.std
+    )
+    return models.from_recipe(recipe, key=_key(args, 0))
+
+
+def _key(args: argparse.Namespace, purpose: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.key(args.seed), purpose)
+
+
+def _plan(args: argparse.Namespace, model: Model, source: Source, device: str) -> list[tuple[str, str]]:
+    rate = f"learning rate {args.learning_rate:g} ({args.schedule}), momentum {args.momentum:g}"
+    how = f"{args.epochs} epoch{'s' * (args.epochs > 1)}, batches of {args.batch_size}, {rate}"
+    how += f", weight decay {args.weight_decay:g}"
+    how += ", augmented" if args.augment else ""
+    how += "" if args.codes is None else f", codes in the place of {100 * args.codes:g} % of images"
+    return [
+        ("network", _model.describe(model)),
+        ("from", "fresh weights" if args.weights is None else str(args.weights)),
+        ("data", f"{source.name}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())),
+        ("training", f"{how}, seed {args.seed}"),
+        ("device", device),
+    ]
+
+
+def _fit(args: argparse.Namespace, model: Model, x: Any, y: Any, codes: Any) -> training.TrainResult:
+    settings = {name: getattr(args, name) for name in ("epochs", "batch_size", "learning_rate", "momentum")}
+    try:
+        with _errors.user_input():
+            return training.train(
+                model,
+                _key(args, 1),
+                x,
+                y,
+                **settings,
+                weight_decay=args.weight_decay,
+                schedule=args.schedule,
+                augment=proxies.shift_and_mirror if args.augment else None,
+                codes=codes,
+                mix=args.codes,
+            )
+    except FloatingPointError as error:
+        raise _errors.UserError(str(error).replace("learning_rate", "--learning-rate")) from error
+
+
+def _beside(
+    args: argparse.Namespace, model: Model, codes: Any, source: Source, seconds: dict[str, float]
+) -> list[Artefact]:
+    """Return what methods need beside the trained network."""
+    made, rows = [], source.splits["train"]
+    if codes is not None:
+        made.append(proxies.codes_artefact(model, codes, source.labels[rows], mix=args.codes))
+    if args.moments:
+        began = time.perf_counter()
+        with _errors.user_input():
+            made.append(curvature.moments_artefact(model, source.view(rows)))
+        seconds["moments"] = time.perf_counter() - began
+    return made
+
+
+def _measure(model: Model, source: Source, codes: Any) -> dict[str, float]:
+    """Return the accuracy on the test split, where there is one, and on the codes."""
+    measured, rows = {}, source.splits.get("test", np.empty(0, int))
+    if len(rows):
+        logits = inference.logits(model, source.view(rows), label="measuring test")
+        measured["test"] = accuracy(logits, source.labels[rows])
+    if codes is not None:
+        measured["codes"] = accuracy(inference.logits(model, codes), np.arange(len(codes)))
+    return measured
+
+
+def _write(args: argparse.Namespace, model: Model, made: Sequence[Artefact], facts: dict[str, Any]) -> Path:
+    def fill(folder: Path) -> None:
+        checkpoint.save(folder / CHECKPOINT, model)
+        for artefact in made:
+            artefacts.save(folder / f"{artefact.kind}.safetensors", artefact)
+        (folder / TRAINING).write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+    with _errors.user_input():
+        path = report.check_out(args.out, overwrite=args.overwrite, marker=TRAINING)
+        put_in_place(path, fill)
+    return path
+
+
+def _tell(
+    args: argparse.Namespace,
+    path: Path,
+    measured: dict[str, float],
+    epochs: dict[str, np.ndarray],
+    seconds: dict[str, float],
+    made: Sequence[Artefact],
+) -> None:
+    print()
+    last = f"{100 * epochs['accuracy'][-1]:.2f} % right in the last epoch, {seconds['train']:.1f} s"
+    shares = [(name, f"{100 * share:.2f} % right") for name, share in measured.items()]
+    _output.facts([("trained", last), *shares])
+    beside = "".join(f", {artefact.kind}.safetensors" for artefact in made)
+    print(f"{path}: checkpoint, {TRAINING}{beside}; use it as --weights {args.out}")
