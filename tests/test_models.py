@@ -19,8 +19,8 @@ torch = pytest.importorskip("torch")
 from tests.torch_reference import build, randomise  # noqa: E402
 
 LONG = tuple(f"cifar_resnet{n}" for n in ("44", "56", "110", "14b", "32b", "44b", "56b", "110b"))
-#: Those with a PyTorch reference of their own: tests/test_models_imagenet.py.
-OWN = ("resnet50", "mobilenet_v1_025", "mobilenet_v1_050", "mobilenet_v1_075", "mobilenet_v1_100")
+#: Those with a PyTorch reference of their own: tests/test_models_imagenet.py, tests/test_models_vit.py.
+OWN = ("resnet50", *(f"mobilenet_v1_{n}" for n in ("025", "050", "075", "100")), "vit_tiny_cifar", "vit_b_16")
 NAMES = tuple(name for name in models.names() if name not in OWN)
 
 

@@ -14,7 +14,10 @@ Flax           PyTorch           axes                                          K
 ``var``        ``running_var``   as they are                                   ``moving_variance``
 =============  ================  ============================================  ===================
 
-Keras's axes are Flax's; of its ``depthwise_kernel`` alone the last two change places.
+An underscore before a number at the end of a step is a dot in PyTorch, two are
+one underscore (``encoder_layer__0``). ``in_proj_kernel`` is ``in_proj_weight``, its
+axes swapped; ``class_token`` and ``pos_embedding`` are the same there. Keras's
+axes are Flax's; of its ``depthwise_kernel`` alone the last two change places.
 """
 
 from __future__ import annotations

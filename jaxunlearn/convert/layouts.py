@@ -11,6 +11,10 @@ import numpy as np
 Shape: TypeAlias = tuple[int, ...]
 
 _TORCH = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+#: Arrays that PyTorch's own modules keep under names of their own.
+_TORCH |= {"in_proj_kernel": "in_proj_weight"} | {
+    name: name for name in ("in_proj_bias", "class_token", "pos_embedding")
+}
 _KERAS = {"kernel": "kernel", "scale": "gamma", "bias": "bias", "mean": "moving_mean", "var": "moving_variance"}
 
 
@@ -36,11 +40,16 @@ class Layout(NamedTuple):
 def torch_name(path: str) -> str:
     """Return PyTorch's name of a parameter path.
 
-    >>> torch_name("layer1_0/downsample_1/var")
-    'layer1.0.downsample.1.running_var'
+    >>> torch_name("layer1_0/downsample_1/var"), torch_name("encoder_layer__0/in_proj_kernel")
+    ('layer1.0.downsample.1.running_var', 'encoder_layer_0.in_proj_weight')
     """
-    *modules, leaf = _split(path, "PyTorch")
-    return ".".join([*(re.sub(r"_(\d+)$", r".\1", name) for name in modules), _TORCH[leaf]])
+    *modules, leaf = _split(path, "PyTorch", _TORCH)
+    return ".".join([*(_torch_module(name) for name in modules), _TORCH[leaf]])
+
+
+def _torch_module(name: str) -> str:
+    """One underscore before a number is a dot there, two are one underscore."""
+    return re.sub(r"__(\d+)$", r"_\1", name) if re.search(r"__\d+$", name) else re.sub(r"_(\d+)$", r".\1", name)
 
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
@@ -65,7 +74,7 @@ def _from_torch(path: str, array: np.ndarray, shape: Shape) -> np.ndarray:
 def _keras_tensors(shapes: Mapping[str, Shape], names: Container[str]) -> dict[str, tuple[str, Shape]]:
     out = {}
     for path, shape in shapes.items():
-        *modules, leaf = _split(path, "Keras")
+        *modules, leaf = _split(path, "Keras", _KERAS)
         layer = "/".join(modules)
         name = f"{layer}/{_KERAS[leaf]}"
         if leaf == "bias" and f"{layer}/scale" in shapes:
@@ -76,11 +85,11 @@ def _keras_tensors(shapes: Mapping[str, Shape], names: Container[str]) -> dict[s
     return out
 
 
-def _split(path: str, library: str) -> list[str]:
+def _split(path: str, library: str, known: Mapping[str, str]) -> list[str]:
     parts = path.split("/")
-    if parts[-1] not in _TORCH:
+    if parts[-1] not in known:
         raise ValueError(
-            f"parameter {path!r} has no counterpart in {library}: its last step is none of {', '.join(_TORCH)}"
+            f"parameter {path!r} has no counterpart in {library}: its last step is none of {', '.join(known)}"
         )
     return parts
 

@@ -20,6 +20,7 @@ from jaxunlearn._types import Array, Model, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
 from jaxunlearn.models.mobilenet import MobileNetV1
 from jaxunlearn.models.resnet import ResNet
+from jaxunlearn.models.vit import ViT
 
 __all__ = ["from_recipe", "names", "recipe"]
 
@@ -54,6 +55,10 @@ def _wide(depths: tuple[int, ...], stem: str = "imagenet", max_pool: bool = True
     return layout | dict(stem=stem, max_pool=max_pool) | more
 
 
+def _vit(patch: int, width: int, depth: int, heads: int) -> dict[str, Any]:
+    return dict(patch=patch, width=width, depth=depth, heads=heads, hidden=4 * width)
+
+
 def _mobilenet(width: float) -> _Arch:
     return _Arch(dict(width=width), 1000, (224, 224, 3), *_CENTRED, network=MobileNetV1)
 
@@ -66,6 +71,8 @@ _ARCHS: dict[str, _Arch] = {
     "resnet18_cifar_pool": _Arch(_wide((2, 2, 2, 2), "cifar"), 10, (32, 32, 3), *_CIFAR10),
     "resnet18": _Arch(_wide((2, 2, 2, 2)), 1000, (224, 224, 3), *_IMAGENET),
     "resnet50": _Arch(_wide((3, 4, 6, 3), bottleneck=True), 1000, (224, 224, 3), *_IMAGENET),
+    "vit_tiny_cifar": _Arch(_vit(4, 192, 6, 3), 10, (32, 32, 3), *_CIFAR10, network=ViT),
+    "vit_b_16": _Arch(_vit(16, 768, 12, 12), 1000, (224, 224, 3), *_IMAGENET, network=ViT),
     **{f"mobilenet_v1_{percent:03d}": _mobilenet(percent / 100) for percent in (25, 50, 75, 100)},
 }
 
@@ -163,7 +170,7 @@ def from_recipe(
         num_classes=kwargs["num_classes"],
         mean=recipe.mean,
         std=recipe.std,
-        head=(head,) if isinstance(head, str) else None,
+        head=tuple(head.split("/")) if isinstance(head, str) else None,
         recipe=recipe,
     )
 
