@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from jaxunlearn._config import BaseConfig, hparam
-from jaxunlearn._types import Array, Batch, Draws, Info, Model, Params, Phase, Problem, PyTree
+from jaxunlearn._types import Array, Batch, Draws, Info, Model, ModelSpec, Params, Phase, Problem, PyTree
 
 T = TypeVar("T")
 #: More steps than a run can take.
@@ -99,7 +99,7 @@ class Descent:
         """Return the weights to start from; `network` undoes it."""
         return problem.model.params
 
-    def network(self, trained: Params) -> Params:
+    def network(self, trained: Params, spec: ModelSpec) -> Params:
         """Return the weights of the network that trained weights stand for."""
         return trained
 
@@ -132,7 +132,7 @@ class Descent:
         )
 
     def finish(self, state: State) -> Model:
-        return state.model.replace(params=self.network(state.model.params))
+        return state.model.replace(params=self.network(state.model.params, state.model.spec))
 
     def extras(self, state: State) -> dict[str, Any]:
         return {}

@@ -1,4 +1,4 @@
-"""DELETE: distil the network's own answers, less the true class, into it (DELETE, CVPR 2025).
+"""DELETE: distil the network's own answers, less the true class, into it (Zhou et al., CVPR 2025).
 
 For a forget instance x with label y, logits z and original logits z0::
 
@@ -85,5 +85,5 @@ SPEC = MethodSpec(
     summary="distil the network's own answers without the true class",
     goals=("misclassify",),
     cost="one forward and backward pass over the forget set a pass",
-    paper="DELETE, CVPR 2025",
+    paper="Zhou et al., CVPR 2025, Decoupled Distillation to Erase",
 )

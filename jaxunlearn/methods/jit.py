@@ -16,8 +16,11 @@ noisy images. JIT-3: a pair with x = x' or f(x) = f(x') adds 0 to value and
 gradient, where the published code divides by 0.
 
 ``sigma`` is in units of the network's inputs (the box of the model). The
-published values are for inputs normalised to a standard deviation s of 1:
-there sigma = 0.01, eta = 3e-4 (VGG) stand for 0.01 s and 3e-4 s here.
+published values are for inputs divided by a standard deviation s: there sigma
+0.01 and eta 3e-4 (VGG without BatchNorm) stand for 0.01 s and 3e-4 s here. At
+3e-4 one step on 16 images destroys a CIFAR-10 ResNet-20; the default is the
+largest of 1e-5, 3e-5, 1e-4, 3e-4 at which its answers on held-out cut-and-paste
+images agree with the original's on 95 % (mean of five forget sets; 3e-5: 90 %).
 """
 
 from __future__ import annotations
