@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from jaxunlearn import _tree, loop, proxies
-from jaxunlearn.cli import _cache, _proxies, _run
+from jaxunlearn.cli import _cache, _proxies, _run, unlearn
 from jaxunlearn.cli.main import main
 from tests.digits_net import ARCH, network, tensors
 
@@ -258,3 +259,25 @@ def test_mistakes_about_stand_ins_are_one_line(more, message, weights, tmp_path,
     assert len(said.splitlines()) == 1
     assert re.search(message, said), said
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (
+            {"test": 0.9, "retain": 1.0},
+            {"test": 0.83, "retain": 0.2},
+            "Accuracy on test images fell by 7.0 points: fewer",
+        ),
+        (
+            {"test": None, "retain": 1.0},
+            {"test": None, "retain": 0.2},
+            "Accuracy on the other training images fell by 80.0",
+        ),
+        ({"test": 0.9}, {"test": 0.86}, None),
+        ({"test": 0.9}, {"test": None}, None),
+    ],
+)
+def test_much_accuracy_that_went_is_a_line_of_its_own(before, after, line):
+    said = unlearn._lost(SimpleNamespace(before=before, after=after))
+    assert said is None if line is None else said.startswith(line)

@@ -17,6 +17,8 @@ from jaxunlearn.report.tables import REASONS
 
 #: What is used where none is named.
 METHOD = "minimal-edit"
+#: Points of accuracy whose loss is worth a line of its own.
+MUCH = 5.0
 DESCRIPTION = "Make a pre-trained classifier forget chosen training images; measure before and after; keep the result."
 EPILOG = """\
 exit status: 0 the goal is met for every instance; 3 it is not (the result is kept); 2 wrong input; 130 interrupted
@@ -324,6 +326,9 @@ def _tell(record: report.RunRecord, path: Path) -> int:
     _output.depth(record)
     print()
     k, done = len(record.ids), int(record.forgotten.sum())
+    lost = _lost(record)
+    if lost is not None:
+        print(lost)
     if record.earlier:
         kept = sum(item["forgotten"] for item in record.earlier)
         print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
@@ -352,6 +357,17 @@ def _tell(record: report.RunRecord, path: Path) -> int:
         )
         return _errors.NOT_FORGOTTEN
     return _errors.OK
+
+
+def _lost(record: report.RunRecord) -> str | None:
+    """Return a line on accuracy that went with what was forgotten, if it is much."""
+    for name, words in (("test", "test images"), ("retain", "the other training images")):
+        before, after = record.before.get(name), record.after.get(name)
+        if before is not None and after is not None:
+            points = 100 * (before - after)
+            what = "fewer images at a time, less depth or another method (`jaxunlearn compare`) may cost less"
+            return f"Accuracy on {words} fell by {points:.1f} points: {what}." if points > MUCH else None
+    return None
 
 
 def _names(ids: Sequence[str]) -> str:
