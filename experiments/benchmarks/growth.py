@@ -1,0 +1,198 @@
+"""Show how time and memory grow with the number of instances, and when side by side beats one after another.
+
+    python -m experiments.benchmarks.growth                     # 16 to 4,096 instances: about half an hour on 2 cores
+    python -m experiments.benchmarks.growth --sizes 16,64,256   # less
+    python -m experiments.benchmarks.growth --picture F.png --from RESULT.json
+
+ResNet-20. Attack (3 steps), importance and evaluation, each size in a process of
+its own: seconds of a call after a small one has compiled, and what it added to
+the process's peak memory. Then 1 to 16 independent requests
+on a small network: `jax.vmap` over requests against one jitted request after
+another, with `lax.conv` and with patches and one matrix product, whose gradient
+under vmap is no grouped convolution.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import multiprocessing
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WORK = ("attack", "importance", "evaluation")
+SIZES = (16, 64, 256, 1024, 4096)
+LANES = (1, 4, 16)
+
+
+def _grown(pipe: Any, what: str, n: int, cores: int) -> None:
+    """Send seconds and added peak memory of one phase on n instances."""
+    import resource
+
+    import jax
+
+    from experiments import real
+    from experiments.benchmarks.compare_torch import limit_cores
+    from jaxunlearn import attacks, importance, inference
+    from jaxunlearn._types import Batch
+
+    limit_cores(cores)
+    model, source = real.network("cifar_resnet20"), real.cifar10()
+    rows = source.splits["train"][:n]
+    forget = Batch.of(source.images(rows), source.labels[rows])
+    run = {
+        "attack": lambda part: (
+            attacks.adversarial_set(jax.random.key(0), model, part, draws=1, epsilon=4.0, step_size=0.1, steps=3).x
+        ),
+        "importance": lambda part: importance.mas(model.apply_fn)(model.params, model.model_state, part.x),
+        "evaluation": lambda part: inference.logits(model, part.x),
+    }[what]
+    jax.block_until_ready(run(jax.tree.map(lambda leaf: leaf[:16], forget)))  # compiles, for any n
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began = time.perf_counter()
+    jax.block_until_ready(run(forget))
+    seconds = time.perf_counter() - began
+    pipe.send({"seconds": seconds, "added_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024})
+
+
+def _lanes(pipe: Any, conv: str, lanes: int, cores: int) -> None:
+    """Send seconds of weight gradients of several models, side by side and one after another, compiled before."""
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+
+    from experiments.benchmarks.compare_torch import limit_cores
+
+    limit_cores(cores)
+
+    def by_patches(x: Any, w: Any, *args: Any, **options: Any) -> Any:
+        height, width = x.shape[1:3]
+        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        shifted = [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3)]
+        return jnp.concatenate(shifted, -1) @ w.reshape(-1, w.shape[-1])
+
+    how = {} if conv == "lax.conv" else {"conv_general_dilated": by_patches}
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for width in (16, 16, 32):
+                x = nn.relu(nn.Conv(width, (3, 3), padding=((1, 1), (1, 1)), **how)(x))
+            return nn.Dense(10)(x.mean((1, 2)))
+
+    net, x = Net(), jnp.asarray(np.random.default_rng(0).uniform(size=(16, 32, 32, 3)).astype(np.float32))
+    keys = jax.random.split(jax.random.key(0), lanes)
+    params = jax.vmap(net.init, (0, None))(keys, x)
+    gradient = jax.grad(lambda p: (net.apply(p, x) ** 2).sum())
+    one, many = jax.jit(gradient), jax.jit(jax.vmap(gradient))
+    each = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(lanes)]
+
+    def timed(run: Any) -> float:
+        jax.block_until_ready(run())
+        seconds = []
+        for _ in range(5):
+            began = time.perf_counter()
+            jax.block_until_ready(run())
+            seconds.append(time.perf_counter() - began)
+        return min(seconds)
+
+    pipe.send({"vmapped": timed(partial(many, params)), "one by one": timed(lambda: [one(p) for p in each])})
+
+
+def _in_process(work: Any, *args: Any) -> dict[str, float]:
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    process = context.Process(target=work, args=(far, *args))
+    process.start()
+    found = near.recv()
+    process.join()
+    return dict(found)
+
+
+def table(kept: dict[str, Any]) -> str:
+    """Return both tables as Markdown."""
+    lines = ["| phase | instances | s | ms an instance | added peak memory, MiB |", "|---|---|---|---|---|"]
+    for row in kept["growth"]:
+        each = 1000 * row["seconds"] / row["n"]
+        lines.append(f"| {row['what']} | {row['n']:,} | {row['seconds']:.2f} | {each:.1f} | {row['added_mib']:.0f} |")
+    lines += ["", "| convolution | models | vmapped, s | one by one, s | vmapped is |", "|---|---|---|---|---|"]
+    for row in kept["lanes"]:
+        ratio = row["one by one"] / row["vmapped"]
+        cells = (row["conv"], str(row["lanes"]), f"{row['vmapped']:.3f}", f"{row['one by one']:.3f}")
+        lines.append(f"| {' | '.join(cells)} | {ratio:.2f} times as fast |")
+    return "\n".join(lines)
+
+
+def picture(kept: dict[str, Any], path: Path) -> None:
+    """Draw seconds and added memory against the number of instances."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
+    for what in WORK:
+        rows = [row for row in kept["growth"] if row["what"] == what]
+        n = [row["n"] for row in rows]
+        left.plot(n, [row["seconds"] for row in rows], "o-", label=what)
+        right.plot(n, [row["added_mib"] for row in rows], "o-", label=what)
+    n = np.array([row["n"] for row in kept["growth"] if row["what"] == WORK[0]])
+    first = next(row for row in kept["growth"] if row["what"] == WORK[0])
+    left.plot(n, first["seconds"] * n / first["n"], "k:", lw=1, label="linear")
+    left.set(xscale="log", yscale="log", xlabel="instances", ylabel="s")
+    right.set(xscale="log", xlabel="instances", ylabel="added peak memory, MiB")
+    for ax in (left, right):
+        ax.grid(alpha=0.3)
+    left.legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    print(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all sizes, print the tables, write JSON and picture."""
+    from experiments.benchmarks.compare_torch import hardware, limit_cores
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
+    parser.add_argument("--lanes", default=",".join(map(str, LANES)))
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--from", dest="source", type=Path, help="print and draw an earlier result, run nothing")
+    parser.add_argument("--picture", type=Path, help="PNG file")
+    args = parser.parse_args(argv)
+    if args.source is not None:
+        kept = json.loads(args.source.read_text())
+    else:
+        cores, now = limit_cores(None), datetime.datetime.now(datetime.UTC)
+        kept = {
+            "command": f"python -m experiments.benchmarks.growth --sizes {args.sizes} --lanes {args.lanes}",
+            "date": now.isoformat(timespec="seconds"),
+            "hardware": hardware(cores),
+            "growth": [],
+            "lanes": [],
+        }
+        for what in WORK:
+            for n in map(int, args.sizes.split(",")):
+                kept["growth"].append({"what": what, "n": n} | _in_process(_grown, what, n, cores))
+                print(f"{what}, {n}: {kept['growth'][-1]['seconds']:.2f} s", file=sys.stderr)
+        for conv in ("lax.conv", "patches"):
+            for lanes in map(int, args.lanes.split(",")):
+                kept["lanes"].append({"conv": conv, "lanes": lanes} | _in_process(_lanes, conv, lanes, cores))
+                print(f"{conv}, {lanes} models", file=sys.stderr)
+        out = args.out or Path(__file__).parent / "results" / f"growth_{now:%Y%m%dT%H%M%S}.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(kept, indent=1) + "\n")
+        print(f"Kept in {out.name}", file=sys.stderr)
+    print(table(kept))
+    if args.picture:
+        picture(kept, args.picture)
+
+
+if __name__ == "__main__":
+    main()

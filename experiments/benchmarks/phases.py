@@ -1,0 +1,467 @@
+"""Time every phase of unlearning: ours, PyTorch as published, PyTorch tuned; three networks, three sizes of forget set.
+
+    python -m experiments.benchmarks.phases            # all: an hour or more on 2 cores
+    python -m experiments.benchmarks.phases --quick    # ResNet-20, k = 16, small budgets: under three minutes
+    python -m experiments.benchmarks.phases --picture F.png --from RESULT.json
+
+Each contestant is a process of its own, so that its peak memory is its own; they
+do the same phase in turn, the order rotating by repeat, so that what a machine
+does meanwhile meets all. The first time a contestant does a phase warms it up;
+of ours, what JAX spent compiling then stands in a column of its own.
+
+A phase's work is the same for all three (`Budget`): adversarial images by
+targeted L2-PGD; MAS on the forget set as published; per-example gradients of
+proxies and their Gram matrix; steps of ADV+IMP with BatchNorm in train mode, D_f
+looked at after each; logits of many images. Arithmetic is counted from the
+network's forward pass F (as traced, an image): 2 F an input gradient, 3 F a weight gradient.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import multiprocessing
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+OURS, PUBLISHED, TUNED = "ours", "torch published", "torch tuned"
+WHO = (OURS, PUBLISHED, TUNED)
+PHASES = ("attack", "importance", "curvature", "unlearning", "evaluation")
+NETWORKS = ("cifar_resnet20", "resnet18_cifar", "vit_tiny_cifar")
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much of each phase is done.
+
+    Attributes:
+      draws, iterations: of the attack; rows: proxies of the curvature; steps: of unlearning; images: of the evaluation.
+    """
+
+    draws: int
+    iterations: int
+    rows: int
+    steps: int
+    images: int
+
+
+FULL = {
+    "cifar_resnet20": Budget(4, 10, 64, 4, 2000),
+    "resnet18_cifar": Budget(1, 3, 8, 2, 500),
+    "vit_tiny_cifar": Budget(1, 3, 16, 2, 500),
+}
+QUICK = {"cifar_resnet20": Budget(2, 5, 32, 2, 1000)}
+
+
+class Ours:
+    """This library, jitted; phases return when their numbers are there."""
+
+    def __init__(self, arch: str, k: int, budget: Budget) -> None:
+        import jax
+
+        from experiments.benchmarks.compare_torch import compile_clock
+        from jaxunlearn import importance, loop, methods
+        from jaxunlearn._config import static, traced
+        from jaxunlearn._types import Batch, Problem
+
+        self.jax, self.budget, self.compiling = jax, budget, compile_clock()
+        self.model, x, y, self.many = _case(arch, k, budget)
+        self.forget = Batch.of(x, y)
+        spec = methods.get("adv-imp")
+        config = dataclasses.replace(spec.Config.published(), draws=budget.draws, attack_steps=1)
+        self.unlearner, self.config = spec.make(static(config)), config
+        problem = Problem(model=self.model, forget=self.forget)
+        self.start = loop.start(self.unlearner, jax.random.key(0), problem, traced(config))
+        self.advance = jax.jit(loop.advance, static_argnums=0, static_argnames=("phase", "part"))
+        self.mas = importance.mas(
+            self.model.apply_fn, variant="batch_mean", accumulate="released", train=True, batch_size=32
+        )
+
+    def attack(self, seed: int) -> Any:
+        from jaxunlearn import attacks
+
+        return attacks.adversarial_set(
+            self.jax.random.key(seed),
+            self.model,
+            self.forget,
+            draws=self.budget.draws,
+            epsilon=4.0,
+            step_size=0.1,
+            steps=self.budget.iterations,
+            targets="published",
+        ).x
+
+    def importance(self, seed: int) -> Any:
+        return self.mas(self.model.params, self.model.model_state, self.forget.x)
+
+    def curvature(self, seed: int) -> Any:
+        from jaxunlearn import curvature
+
+        classes = np.eye(self.model.spec.num_classes, dtype=np.float32)
+        paths = curvature.select_paths(self.model.params)
+        jacobian = curvature.Jacobian(curvature.LogitDirection(self.model.apply_fn), paths)
+        x = self.many[: self.budget.rows]
+        rows = jacobian.rows(self.model.params, self.model.model_state, (x, classes[np.arange(len(x)) % 10]))
+        return rows @ rows.T
+
+    def unlearning(self, seed: int) -> Any:
+        state = self.start
+        period = self.unlearner.phases[0].draws(state.inner).period
+        for t in range(self.budget.steps):
+            state, _ = self.advance(self.unlearner, state, phase=0, part=period[t % len(period)])
+            bool(state.done)  # the loop looks after each step
+        return state.inner.model.params
+
+    def evaluation(self, seed: int) -> Any:
+        from jaxunlearn import inference
+
+        return inference.logits(self.model, self.many)
+
+    def timed(self, phase: str, seed: int) -> dict[str, float]:
+        before, began = self.compiling(), time.perf_counter()
+        self.jax.block_until_ready(getattr(self, phase)(seed))
+        return {"seconds": time.perf_counter() - began, "compile": self.compiling() - before}
+
+
+class Theirs:
+    """Eager PyTorch, as published or tuned."""
+
+    def __init__(self, arch: str, k: int, budget: Budget, *, tuned: bool) -> None:
+        import torch
+
+        from experiments.benchmarks import torch_networks
+        from experiments.benchmarks.compare_torch import nchw
+
+        self.torch, self.budget, self.tuned = torch, budget, tuned
+        model, x, y, many = _case(arch, k, budget)
+        self.model = torch_networks.twin(model)
+        self.x, self.y, self.many = nchw(x), torch.tensor(y).long(), nchw(many)
+        generator = torch.Generator().manual_seed(0)
+        shape = (budget.draws, k)
+        self.targets = torch.randint(0, 10, shape, generator=generator)
+        self.starts = torch.rand((*shape, *self.x.shape[1:]), generator=generator)
+        # What the steps of unlearning see beside the forget set; only its number matters here.
+        near = (self.x[None] + 0.01 * self.starts).clamp(0, 1).flatten(0, 1), self.targets.flatten()
+        self.adversarial = near
+
+    def attack(self, seed: int) -> Any:
+        from experiments.benchmarks import torch_l2ul
+
+        iterations = self.budget.iterations
+        return torch_l2ul.attack(self.model, self.x, self.targets, self.starts, iterations=iterations, tuned=self.tuned)
+
+    def importance(self, seed: int) -> Any:
+        from experiments.benchmarks import torch_l2ul
+
+        return torch_l2ul.importance(self.model, self.x)
+
+    def curvature(self, seed: int) -> Any:
+        x, label = self.many[: self.budget.rows], self.torch.arange(self.budget.rows) % 10
+        names, kernels = zip(*((n, p) for n, p in self.model.named_parameters() if p.ndim > 1), strict=True)
+        self.model.eval()
+        if not self.tuned:
+            rows = []
+            for image, c in zip(x.split(1), label, strict=True):
+                grads = self.torch.autograd.grad(self.model(image)[0, c], kernels)
+                rows.append(self.torch.cat([g.flatten() for g in grads]))
+            made = self.torch.stack(rows)
+            return made @ made.T
+        func = self.torch.func
+        fixed = {name: value.detach() for name, value in self.model.state_dict().items() if name not in names}
+
+        def logit(params: dict[str, Any], image: Any, c: Any) -> Any:
+            return func.functional_call(self.model, fixed | params, (image[None],))[0].gather(0, c[None])[0]
+
+        params = {name: p.detach() for name, p in zip(names, kernels, strict=True)}
+        grads = func.vmap(func.grad(logit), (None, 0, 0), chunk_size=16)(params, x, label)
+        made = self.torch.cat([g.flatten(1) for g in grads.values()], 1)
+        return made @ made.T
+
+    def unlearning(self, seed: int) -> Any:
+        import copy
+
+        from experiments.benchmarks import torch_l2ul
+
+        model = copy.deepcopy(self.model)
+        weights = {name: self.torch.ones_like(p) for name, p in model.named_parameters()}
+        steps, y = self.budget.steps, self.y
+        torch_l2ul.unlearn(
+            model, self.x, y, self.adversarial, weights, lr=1e-5, max_steps=steps, tuned=self.tuned, look_first=False
+        )
+        return model
+
+    def evaluation(self, seed: int) -> Any:
+        self.model.eval()
+        mode = self.torch.inference_mode if self.tuned else self.torch.no_grad
+        size = 256 if self.tuned else 1000
+        with mode():
+            return [self.model(part) for part in self.many.split(size)]
+
+    def timed(self, phase: str, seed: int) -> dict[str, float]:
+        began = time.perf_counter()
+        getattr(self, phase)(seed)
+        return {"seconds": time.perf_counter() - began, "compile": 0.0}
+
+
+def _case(arch: str, k: int, budget: Budget) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
+    """Return our network, a forget set that it gets right, and images to measure on."""
+    import jax
+
+    from experiments import real
+    from jaxunlearn import inference, models
+
+    source = real.cifar10()
+    if arch == "cifar_resnet20":
+        model = real.network(arch)
+    else:
+        model = models.from_recipe(models.recipe(arch), key=jax.random.key(0))
+    rows = source.splits["train"][:k]
+    x = source.images(rows)
+    # Fresh weights know nothing: what they say is what is to be forgotten.
+    y = source.labels[rows] if arch == "cifar_resnet20" else inference.logits(model, x).argmax(1)
+    return model, x, y.astype(np.int32), source.images(source.splits["test"][: max(budget.images, budget.rows)])
+
+
+def _worker(pipe: Any, who: str, arch: str, k: int, budget: Budget, cores: int) -> None:
+    """Do phases as they are asked for, until None."""
+    import resource
+
+    from experiments.benchmarks.compare_torch import limit_cores
+
+    limit_cores(cores)
+    contestant = Ours(arch, k, budget) if who == OURS else Theirs(arch, k, budget, tuned=who == TUNED)
+    pipe.send("ready")
+    for phase, seed in iter(pipe.recv, None):
+        pipe.send(contestant.timed(phase, seed) | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+
+
+def _flops(pipe: Any, archs: tuple[str, ...], cores: int) -> None:
+    """Send the forward FLOPs of an image by network, and what a large matrix product and a large copy reach here."""
+    import jax
+    import jax.numpy as jnp
+    import torch
+
+    from experiments.benchmarks.compare_torch import limit_cores
+    from jaxunlearn import models
+
+    limit_cores(cores)
+    forward = {}
+    for arch in archs:
+        model = models.from_recipe(models.recipe(arch), key=jax.random.key(0))
+        x = jnp.zeros((1, *model.spec.input_shape))
+        forward[arch] = float(jax.jit(lambda x, model=model: model(x)).lower(x).cost_analysis()["flops"])
+    a, big = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32), np.zeros(2**26, np.float32)
+    ours, theirs = jnp.asarray(a), torch.from_numpy(a)
+    product, copied = jax.jit(lambda a: a @ a), torch.from_numpy(big)
+    best = min(_best(lambda: product(ours).block_until_ready()), _best(lambda: theirs @ theirs))
+    pipe.send({"forward": forward, "flops": 2 * 2048**3 / best, "bytes": 2 * big.nbytes / _best(copied.clone)})
+
+
+def _best(run: Callable[[], Any], repeats: int = 5) -> float:
+    run()
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def work(phase: str, k: int, budget: Budget) -> tuple[float, float]:
+    """Return how many images a phase handles, and how many forward passes' arithmetic an image takes."""
+    adversarial = k * budget.draws
+    in_step = min(k, 32) + min(adversarial, 256)
+    return {
+        "attack": (adversarial, 2.0 * budget.iterations),
+        "importance": (k, 3.0),
+        "curvature": (budget.rows, 3.0),
+        "unlearning": (budget.steps * in_step, 3.0 + k / in_step),
+        "evaluation": (budget.images, 1.0),
+    }[phase]
+
+
+def measure(arch: str, k: int, budget: Budget, repeats: int, cores: int) -> list[dict[str, Any]]:
+    """Return one row for each phase, contestant and repeat."""
+    from experiments.benchmarks.compare_torch import others_clock
+
+    context, others, rows = multiprocessing.get_context("spawn"), others_clock(), []
+    pipes, workers = {}, []
+    for who in WHO:
+        pipes[who], far = context.Pipe()
+        workers.append(context.Process(target=_worker, args=(far, who, arch, k, budget, cores), daemon=True))
+        workers[-1].start()
+        pipes[who].recv()
+    for phase in PHASES:
+        for repeat in range(-1, repeats):  # -1 warms up
+            for who in WHO[repeat % 3 :] + WHO[: repeat % 3]:
+                began, before = time.perf_counter(), others()
+                pipes[who].send((phase, max(repeat, 0)))
+                row = pipes[who].recv()
+                wall = time.perf_counter() - began
+                row |= {"network": arch, "k": k, "phase": phase, "who": who, "repeat": repeat}
+                if before is not None:
+                    row["others_share"] = max((others() or 0.0) - before - row["seconds"] * cores, 0.0) / (cores * wall)
+                rows.append(row)
+        last = {row["who"]: row["seconds"] for row in rows if row["phase"] == phase}
+        said = ", ".join(f"{who} {seconds:.2f} s" for who, seconds in last.items())
+        print(f"{arch}, k = {k}, {phase}: {said}", file=sys.stderr)
+    for pipe in pipes.values():
+        pipe.send(None)
+    for worker in workers:
+        worker.join()
+    return rows
+
+
+def summary(kept: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return by network, k, phase and contestant: median, range, ratio to PyTorch as published in the same repeat."""
+    out, rows, ceiling = [], kept["rows"], kept["ceiling"]
+    cells = dict.fromkeys((row["network"], row["k"], row["phase"]) for row in rows)
+    for arch, k, phase in cells:
+        budget = Budget(**kept["budgets"][arch])
+        images, passes = work(phase, k, budget)
+        cell = [row for row in rows if (row["network"], row["k"], row["phase"]) == (arch, k, phase)]
+        base = {row["repeat"]: row["seconds"] for row in cell if row["who"] == PUBLISHED}
+        for who in WHO:
+            own = {row["repeat"]: row for row in cell if row["who"] == who}
+            seconds = [row["seconds"] for n, row in own.items() if n >= 0]
+            ratios = [base[n] / row["seconds"] for n, row in own.items() if n >= 0]
+            rate = images / statistics.median(seconds)
+            out.append(
+                {
+                    "network": arch,
+                    "k": k,
+                    "phase": phase,
+                    "who": who,
+                    "seconds": statistics.median(seconds),
+                    "seconds_range": [min(seconds), max(seconds)],
+                    "times_as_fast": statistics.median(ratios),
+                    "times_as_fast_range": [min(ratios), max(ratios)],
+                    "images_per_second": rate,
+                    "share_of_ceiling": rate * passes * ceiling["forward"][arch] / ceiling["flops"],
+                    "compile": own[-1]["compile"],
+                    "peak_gib": max(row["peak"] for row in own.values()) / 2**30,
+                }
+            )
+    return out
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the summary as Markdown."""
+    lines = [
+        "| network | k | phase | who | s, median (range) | times as fast as published (range) | images/s "
+        "| share of ceiling | compile, s | peak GiB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        low, high = row["seconds_range"]
+        slow, fast = row["times_as_fast_range"]
+        cells = [
+            row["network"],
+            str(row["k"]),
+            row["phase"],
+            row["who"],
+            f"{row['seconds']:.2f} ({low:.2f}-{high:.2f})",
+            f"{row['times_as_fast']:.2f} ({slow:.2f}-{fast:.2f})",
+            f"{row['images_per_second']:,.0f}",
+            f"{row['share_of_ceiling']:.0%}",
+            f"{row['compile']:.1f}" if row["who"] == OURS else "-",
+            f"{row['peak_gib']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw how many times as fast as PyTorch as published each phase is, by network and k."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    cells = list(dict.fromkeys((row["network"], row["k"]) for row in rows))
+    figure, axes = plt.subplots(1, len(cells), figsize=(1.2 + 3.2 * len(cells), 3.4), sharey=True, squeeze=False)
+    for ax, (arch, k) in zip(axes[0], cells, strict=True):
+        for shift, who, colour in ((-0.2, OURS, "#0969da"), (0.2, TUNED, "#bc4c00")):
+            own = {r["phase"]: r for r in rows if (r["network"], r["k"], r["who"]) == (arch, k, who)}
+            value = [own[phase]["times_as_fast"] for phase in PHASES]
+            low, high = ([own[phase]["times_as_fast_range"][i] for phase in PHASES] for i in (0, 1))
+            error = np.abs([np.subtract(value, low), np.subtract(high, value)])
+            place = np.arange(len(PHASES)) + shift
+            ax.barh(place, value, 0.36, xerr=error, color=colour, label=who, error_kw={"lw": 1})
+        ax.axvline(1, color="0.4", lw=1, ls="--")
+        ax.set(title=f"{arch}, k = {k}", yticks=range(len(PHASES)), yticklabels=PHASES)
+        ax.set_xlabel("times as fast as PyTorch as published")
+        ax.grid(axis="x", alpha=0.3)
+    axes[0, 0].invert_yaxis()
+    axes[0, -1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    print(path)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run all cells, print the table, write the JSON and the picture."""
+    from experiments.benchmarks.compare_torch import QUIET as QUIET_SHARE, hardware, limit_cores
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--networks", help=f"of {', '.join(NETWORKS)}; all")
+    parser.add_argument("--k", help="sizes of the forget set (16,64,256)")
+    parser.add_argument("--repeats", type=int, help="3, quick 2")
+    parser.add_argument("--threads", type=int, help="cores for all (all that are available)")
+    parser.add_argument("--out", type=Path, help="JSON file")
+    parser.add_argument("--from", dest="source", type=Path, help="print and draw an earlier result, run nothing")
+    parser.add_argument("--picture", type=Path, help="PNG file")
+    args = parser.parse_args(argv)
+    if args.source is not None:
+        kept = json.loads(args.source.read_text())
+        print(table(summary(kept)))
+        if args.picture:
+            picture(summary(kept), args.picture)
+        return
+    budgets = QUICK if args.quick else FULL
+    archs = tuple(args.networks.split(",")) if args.networks else tuple(budgets)
+    sizes = [int(k) for k in (args.k or ("16" if args.quick else "16,64,256")).split(",")]
+    repeats = args.repeats or (2 if args.quick else 3)
+    cores, now = limit_cores(args.threads), datetime.datetime.now(datetime.UTC)
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
+    counting = context.Process(target=_flops, args=(far, archs, cores))
+    counting.start()
+    ceiling = near.recv()
+    counting.join()
+    rows = [row for arch in archs for k in sizes for row in measure(arch, k, budgets[arch], repeats, cores)]
+    flags = f"--networks {','.join(archs)} --k {','.join(map(str, sizes))} --repeats {repeats}"
+    kept = {
+        "command": f"python -m experiments.benchmarks.phases {'--quick ' if args.quick else ''}{flags}",
+        "date": now.isoformat(timespec="seconds"),
+        "hardware": hardware(cores),
+        "ceiling": ceiling,
+        "budgets": {arch: dataclasses.asdict(budgets[arch]) for arch in archs},
+        "others_share": max(row.get("others_share", 0.0) for row in rows),
+        "rows": rows,
+    }
+    print(table(summary(kept)))
+    reached = f"{ceiling['flops'] / 1e9:.0f} GFLOP/s, copy {ceiling['bytes'] / 2**30:.1f} GiB/s"
+    print(f"\nCeiling, measured in this run: matrix product of 2,048 {reached}. GPU: not run.")
+    if kept["others_share"] > QUIET_SHARE:
+        print(f"NOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")
+    name = f"phases{'_quick' if args.quick else ''}_{now:%Y%m%dT%H%M%S}.json"
+    out = args.out or Path(__file__).parent / "results" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(kept, indent=1) + "\n")
+    print(f"\nKept in {out.name}", file=sys.stderr)
+    if args.picture:
+        picture(summary(kept), args.picture)
+
+
+if __name__ == "__main__":
+    main()
