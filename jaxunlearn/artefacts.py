@@ -22,6 +22,7 @@ from jaxunlearn._types import Artefact, Model
 _FORMAT = "jaxunlearn-artefact"
 #: Kind -> what it is and how to make one, for the message of a method that lacks it.
 KINDS: dict[str, str] = {
+    "certificate": "what a patch promises; the method prune makes one, `jaxunlearn verify` checks it",
     "codes": "a random image a class, which only training with them gives (`jaxunlearn train --codes P`, or "
     "`training.train(codes=...)` and `proxies.codes_artefact`); mnemonic-free does without",
     "moments": "second moments of every layer's inputs, over the training images (`jaxunlearn moments`, or "

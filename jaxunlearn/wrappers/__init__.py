@@ -30,6 +30,7 @@ __all__ = [
     "Wrapper",
     "features",
     "head_map",
+    "layers",
     "rebuild",
     "unwrap",
     "wrap",
@@ -153,6 +154,15 @@ def unwrap(model: Model) -> Parts | None:
         return None
     inside = Model(params=model.params[NETWORK], model_state=model.model_state, apply_fn=outer.network, spec=outer.spec)
     return Parts(inside, outer.name, outer.wrapper, model.params[outer.name])
+
+
+def layers(model: Model) -> list[Model]:
+    """Return a network, the one inside it, and so on to the innermost."""
+    found, parts = [model], unwrap(model)
+    while parts is not None:
+        found.append(parts.model)
+        parts = unwrap(parts.model)
+    return found
 
 
 def rebuild(model: Model, recipe: Recipe) -> Model:

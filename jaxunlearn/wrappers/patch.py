@@ -33,7 +33,8 @@ class Patch:
 
         h = sum over j with G_j > 0 of  relu(l_j + K_j (G_j - 1)) - relu(-l_j + K_j (G_j - 1))
 
-    which is p_j on a region of group j that no later support touches. Where all supports are 0 the
+    which is p_j on a region of group j that no later support touches (and computed as p_j there, not as a
+    sum of differences, so that groups do not add up their rounding). Where all supports are 0 the
     logits are the very ones of the network inside, bit for bit, and that holds everywhere, not only on the
     box that K_j was computed for.
 
@@ -130,7 +131,10 @@ class Patch:
         steps = jnp.diff(patches, axis=1, prepend=jnp.zeros_like(patches[:, :1]))
         down = own["bounds"][None, :, None] * (later - 1)
         terms = jax.nn.relu(steps + down) - jax.nn.relu(-steps + down)
-        return jnp.sum(jnp.where(later > 0, terms, 0), axis=1)
+        # G_j does not rise with j: up to the last group where it is 1 the terms are differences that sum to its patch.
+        whole = later == 1
+        last = whole & ~jnp.concatenate([whole[:, 1:], jnp.zeros_like(whole[:, :1])], axis=1)
+        return jnp.sum(jnp.where(last, patches, 0) + jnp.where((later > 0) & ~whole, terms, 0), axis=1)
 
 
 def _product(a: Array, b: Array) -> Array:
