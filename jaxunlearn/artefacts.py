@@ -55,7 +55,7 @@ def save(path: str | os.PathLike[str], artefact: Artefact) -> None:
         }
     except (TypeError, ValueError) as error:
         raise ValueError(f"meta must be JSON-able: {error}") from None
-    arrays = {name: np.ascontiguousarray(array) for name, array in artefact.arrays.items()}
+    arrays = {name: np.asarray(array, order="C") for name, array in artefact.arrays.items()}
     facts["digest"] = _digest(facts, arrays)
     # One entry of metadata: the library keeps several in no fixed order.
     content = safetensors.numpy.save(arrays, metadata={"artefact": json.dumps(facts, sort_keys=True)})

@@ -20,6 +20,7 @@ COMMANDS = {
     "moments": "make for a trained network what the method pgu needs",
     "unlearn": "make a pre-trained classifier forget chosen training images",
     "evaluate": "measure a classifier's accuracy, overall and by class",
+    "verify": "check what a patch promises, from its certificate and the weights alone",
     "compare": "run several methods on one forget set: one table, one picture",
     "methods": "list the unlearning methods",
 }
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status.
 
     0: done, the goal is met for every instance. 2: wrong input. 3: some
-    instance is not forgotten (the result is kept). 130: interrupted.
+    instance is not forgotten (the result is kept), or a certificate does not
+    hold. 130: interrupted.
 
     Args:
       argv: the arguments, default those of the process.

@@ -10,7 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _tree, artefacts, convert, curvature, data as data_sources, loop, methods, models, report
+from jaxunlearn import (
+    _tree,
+    artefacts,
+    convert,
+    curvature,
+    data as data_sources,
+    loop,
+    methods,
+    models,
+    report,
+    wrappers,
+)
 from jaxunlearn._types import Artefact, MethodSpec, Model
 from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
 from jaxunlearn.report.tables import REASONS
@@ -245,9 +256,10 @@ def _artefacts(
 ) -> dict[str, Artefact]:
     """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
     found: dict[str, Artefact] = {}
+    known = {_tree.model_digest(layer) for layer in wrappers.layers(model)}  # a certificate is of the network inside
     for path in () if previous is None else previous.artefacts:
         artefact = artefacts.load(path)
-        if artefact.model_digest == _tree.model_digest(model):
+        if artefact.model_digest in known:
             found[artefact.kind] = artefact
     for file in files:
         artefact = artefacts.load(file, model=model)

@@ -37,12 +37,19 @@ class Spread(NamedTuple):
 
 
 def spread(
-    key: Array, model: Model, x: np.ndarray, *, depth: str, n: int, cover: float, frame: Frame | None = None
+    key: Array,
+    model: Model,
+    x: np.ndarray,
+    *,
+    depth: str,
+    n: int,
+    cover: float,
+    apart: float,
+    frame: Frame | None = None,
 ) -> Spread:
     """Look at random versions of instances in the features.
 
-    The radius of an instance is at most half way to the next other one, in the
-    largest coordinate distance, unless they lie in one place.
+    Instances that share a place do not bound each other's radius.
 
     Args:
       key: of the versions.
@@ -51,6 +58,7 @@ def spread(
       depth: family of versions, of `jaxunlearn.proxies.DEPTHS`; inputs that are no images get noise.
       n: versions of each, see `MANY`.
       cover: share of an instance's versions that its radius holds.
+      apart: bound on the radius, as a share of the distance to the next other instance (in the largest coordinate).
       frame: coordinates of an earlier request to go on with, or None for those of these instances.
     """
     z = patches.features(model, x).astype(np.float64)
@@ -68,7 +76,7 @@ def spread(
     u = patches.coordinates(there.reshape(-1, dim), *frame).reshape(there.shape)
     radius = np.quantile(np.abs(u - at).max(axis=2), cover, axis=0)
     if k > 1:
-        radius = np.minimum(radius, _nearest(at) / 2)
+        radius = np.minimum(radius, apart * _nearest(at))
     least = 1e-3 * np.maximum(1.0, np.abs(at).max(axis=1))  # a region that float32 can tell from a point
     return Spread(frame, at, np.maximum(radius, least), np.minimum(u.min(axis=0), at), np.maximum(u.max(axis=0), at))
 

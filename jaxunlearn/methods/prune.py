@@ -28,6 +28,7 @@ Departures from the published code (RitaAnonymous/PRUNE2023, BU-DEPEND-Lab/REASS
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,10 +38,10 @@ import numpy as np
 
 from jaxunlearn import _tree, inference, patches, wrappers
 from jaxunlearn._config import BaseConfig, hparam
-from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem, Work
+from jaxunlearn._types import Array, Batch, Draws, Info, MethodSpec, Model, Phase, Problem
 from jaxunlearn.methods import _prune_choice as choice, _prune_groups as groups_, _prune_spaces as spaces
 from jaxunlearn.methods._prune_groups import Frame, Group
-from jaxunlearn.methods._prune_versions import MANY, Spread, spread
+from jaxunlearn.methods._prune_versions import Spread, spread
 from jaxunlearn.proxies import DEPTHS
 from jaxunlearn.wrappers import Patch
 
@@ -67,6 +68,13 @@ class Config(BaseConfig):
     )
     cover: float = hparam(
         0.9, "in features: share of random versions of an instance that its box holds", traced=True, low=0.0, high=1.0
+    )
+    apart: float = hparam(
+        0.5,
+        "in features: how far a box reaches at most, as a share of the way to the next other instance",
+        traced=True,
+        low=0.0,
+        high=1.0,
     )
     versions: str = hparam(
         "crops", "in features: which versions", choices=tuple(name for name in DEPTHS if name != "none")
@@ -165,6 +173,7 @@ class Prune:
                 depth=self.config.versions,
                 n=self.config.copies,
                 cover=float(hparams["cover"]),
+                apart=float(hparams["apart"]),
                 frame=Frame(own["origin"], own["basis"]) if own else None,
             )
             spaces.check_head(model, np.asarray(instances.x))
@@ -180,12 +189,6 @@ class Prune:
             earlier=len(instances.y) - len(forget.y),
             goal=problem.goal,
         )
-
-    def work(self, problem: Problem) -> Work:
-        """Return what a run takes at most, the linear programmes apart."""
-        k = len(problem.forget.y)
-        versions = max(MANY, k) if spaces.choose(problem.model, self.config.space) == "features" else 0
-        return Work(forward=versions + self.config.rounds * 2 * k, gradients=0, row_bytes=0)
 
     def finish(self, state: State) -> Model:
         if state.wrapper is None:
@@ -244,7 +247,9 @@ class Prune:
         met = choice.met(said, forget, state.goal, 0)
         status = np.where(promised == said.argmax(axis=1), "certified", "checked at the point only")
         status = np.where(met, np.where(never & (promised < 0), "forgotten without a patch", status), "remembered")
+        recipe = state.model.spec.recipe
         about = {
+            "recipe": None if recipe is None else json.loads(recipe.to_json()),
             "goal": state.goal,
             "statement": _STATEMENT[state.wrapper.space],
             "config": dataclasses.asdict(self.config),
@@ -341,4 +346,5 @@ SPEC = MethodSpec(
     cost="a forward pass over versions of the instances (features) or a Jacobian an instance, and linear programmes",
     paper="Li et al., Neural Networks 2026, PRUNE; Fu & Li, ICLR 2022, REASSURE",
     vmappable=False,
+    strength="apart",
 )
