@@ -43,7 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "mnemonic.jsonl"
 KEPT = Path(__file__).parents[1] / "runs" / "mnemonic"
 #: Network and training of each data set.
 TRAINED: dict[str, dict[str, Any]] = {
-    "digits": dict(arch="digits_cnn", epochs=20, batch_size=64, learning_rate=0.05),
+    "digits": dict(arch="digits_cnn", epochs=100, batch_size=64, learning_rate=0.05),
     "cifar10": dict(arch="cifar_resnet8", epochs=30, batch_size=128, learning_rate=0.1),
 }
 #: (lambda1, lambda2) and (E_F, A_R) in the paper, of MNIST and CIFAR-10 (ResNet-18).

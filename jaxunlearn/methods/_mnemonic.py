@@ -112,17 +112,22 @@ def perturbation(
 def squared_gradients(model: Model, examples: Examples, *, label: str) -> dict[str, np.ndarray]:
     """Return the sum over examples of the squared gradient of the cross-entropy, float64 by path of every parameter.
 
-    Memory: one microbatch of gradients, and two numbers a parameter on the host.
+    Memory: the gradients of a microbatch (on CPU of a few), and two numbers a parameter on the host.
     """
     leaves = _tree.flatten_paths(model.params)
     paths = tuple(path for path, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.floating))
     total = {path: np.zeros(leaves[path].shape) for path in paths}
     size = 4 if jax.default_backend() == "cpu" else 16
-    for start, stop, chunk in microbatches(tuple(examples), size):
-        grads = _repeat.call(_gradients, (model.apply_fn, paths), model.params, model.model_state, chunk)
-        for path, grad in grads.items():
-            rows = np.asarray(grad[: stop - start], np.float64)
-            total[path] += np.square(rows).sum(axis=0)
+
+    def of(chunk: tuple[int, int, PyTree]) -> tuple[int, dict[str, np.ndarray]]:
+        start, stop, rows = chunk
+        grads = _repeat.call(_gradients, (model.apply_fn, paths), model.params, model.model_state, rows)
+        squares = (np.square(np.asarray(grad[: stop - start], np.float64)) for grad in grads.values())
+        return stop, {path: square.sum(axis=0) for path, square in zip(grads, squares, strict=True)}
+
+    for stop, sums in _repeat.ahead(of, microbatches(tuple(examples), size)):
+        for path, value in sums.items():
+            total[path] += value
         _progress.report(label, stop, len(examples.y))
     return total
 
