@@ -122,17 +122,19 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
 
     sizes = sorted({row["k"] for row in rows})
     figure, axes = plt.subplots(1, len(sizes), figsize=(5.5 * len(sizes), 4.6), squeeze=False, sharey=True)
+    names = dict.fromkeys(label(row) for row in rows)
+    colours = {name: f"C{number}" for number, name in enumerate(names)}  # the same in every panel
     for ax, k in zip(axes[0], sizes, strict=True):
         of_size = [row for row in rows if row["k"] == k]
-        names = dict.fromkeys(label(row) for row in of_size)
-        for name in names:
+        for name, colour in colours.items():
             group = [row for row in of_size if label(row) == name]
-            x = [100 - recognised(row, FULL) for row in group]
-            y = [100 * row["after"]["test"] for row in group]
-            edit = name.startswith("minimal-edit")
-            points = ax.scatter(x, y, s=18, alpha=0.45, marker="o" if edit else "s")
-            mean = statistics.fmean(x), statistics.fmean(y)
-            ax.scatter(*mean, s=70, color=points.get_facecolor()[0, :3], marker="o" if edit else "s", label=name)
+            style = {"color": colour, "marker": "o" if name.startswith("minimal-edit") else "s"}
+            ax.scatter([], [], s=70, label=name, **style)
+            if group:
+                x = [100 - recognised(row, FULL) for row in group]
+                y = [100 * row["after"]["test"] for row in group]
+                ax.scatter(x, y, s=18, alpha=0.45, **style)
+                ax.scatter(statistics.fmean(x), statistics.fmean(y), s=70, **style)
         ax.axhline(100 * of_size[0]["before"]["test"], color="0.6", lw=1, ls="--")
         ax.set(title=f"{k} images forgotten", xlabel="unseen versions no longer recognised, %", xlim=(-3, 103))
         ax.grid(alpha=0.3)
