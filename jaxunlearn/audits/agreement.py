@@ -43,4 +43,3 @@ def agreement(model: Model, original: Model, x: Any) -> dict[str, float | int]:
         "kl": float((np.exp(then) * (then - now)).sum(1).mean()),
         "images": len(then),
     }
-

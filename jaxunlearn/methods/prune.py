@@ -233,12 +233,12 @@ class Prune:
 
     def extras(self, state: State) -> dict[str, Any]:
         """Return the certificate, and for each instance what can be said of it."""
+        k = len(state.instances.y) - state.earlier
         if state.wrapper is None:
-            return {"artefacts": [], "status": [], "patch_size": 0}
+            return {"artefacts": [], "status": ["forgotten without a patch"] * k, "patch_size": 0}
         facts = {name: np.asarray(value) for name, value in state.facts.items()}
         own = {name: np.asarray(value) for name, value in state.own.items()}
         found = groups_.certificate(state.wrapper, own, facts, state.model)
-        k = len(state.instances.y) - state.earlier
         forget = jax.tree.map(lambda leaf: leaf[:k], state.instances)
         x = np.asarray(forget.x)
         said = inference.logits(self.finish(state), x)
@@ -263,6 +263,7 @@ class Prune:
             "regions": len(found.points),
             "patch_size": _tree.size(dict(own)),
             "network_size": _tree.size(dict(state.model.params)),
+            "changed_share": _changed_share(state.model, self.finish(state)),
         }
 
     def _clusters(
@@ -329,6 +330,13 @@ def _real(batch: Batch) -> Batch:
 
 def _both(first: Any, second: Any) -> np.ndarray:
     return np.concatenate([first, second])
+
+
+def _changed_share(before: Model, after: Model, n: int = 1000) -> float:
+    """Return the share of uniformly random inputs whose label a patch changes (PRUNE-5)."""
+    x = np.random.RandomState(0).uniform(*before.spec.box, (n, *before.spec.input_shape)).astype(np.float32)
+    labels = [inference.logits(model, x).argmax(axis=1) for model in (before, after)]
+    return float((labels[0] != labels[1]).mean())
 
 
 def make(config: Config) -> Prune:
