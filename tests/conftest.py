@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -17,6 +19,20 @@ _cache = Path(tempfile.gettempdir(), f"jaxunlearn-tests-{_session}") if _session
 jax.config.update("jax_compilation_cache_dir", str(_cache))
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)  # for the processes that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+#: Memory maps of a process from which its compiled programs are dropped; Linux allows 65,530, and the next one crashes.
+MAPS = 25_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_maps() -> Iterator[None]:
+    """Drop compiled programs before they are too many: each takes some five memory maps."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 def shared_dir() -> Path | None:

@@ -131,7 +131,7 @@ LINES = {
     # methods and hyper-parameters
     f"{BASE} --forget 2 --method neggrads": "unknown method 'neggrads'; did you mean 'neggrad'",
     f"{BASE} --forget 2 --method neggrad --strength 1": (
-        "method 'neggrad' has no flag --strength, a flag of adv-imp; its flags: --learning-rate --momentum"
+        "method 'neggrad' has no flag --strength, a flag of adv-imp, structguard; its flags: --learning-rate --momentum"
     ),
     f"{IMP} --forget 2 --learnign-rate 1": "unknown flag --learnign-rate; did you mean --learning-rate",
     f"{IMP} --forget 2 --zzz": "unknown flag --zzz; the flags of method 'adv-imp': --learning-rate",
@@ -159,7 +159,8 @@ LINES = {
     "evaluate --weights checkpoint --data digits --data-dir theirs": "--data-dir is for tfds: sources only",
     # commands and devices
     "unlern": "unknown command 'unlern'; did you mean unlearn",
-    "train": "unknown command 'train'; there are demo, unlearn",
+    "frobnicate": "unknown command 'frobnicate'; there are demo, train, moments, unlearn",
+    "train": "--data is missing: digits, tfds:NAME or npz:FILE",
     "--frob": "unrecognized arguments: --frob",
     "methods --table": "unrecognized arguments: --table",
     f"{BASE} --forget 2 --device tpu": "--device tpu: jax finds none here, only cpu",

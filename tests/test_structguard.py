@@ -207,7 +207,7 @@ def test_given_embeddings_and_prototypes_take_the_head_rows_place():
     given = np.random.default_rng(0).normal(size=(5, 16))
     with_them = dataclasses.replace(problem, artefacts={"anchors": given})
     np.testing.assert_allclose(start(with_them)[1].anchors, structguard.embedded(given, np.ones((5, 16))), atol=1e-6)
-    _, state = start(problem, anchors="prototypes")
+    _, state = start(problem, anchor_source="prototypes")
     features = wrappers.features(problem.model, state.companion.x[:16])
     target = np.asarray(state.companion.target[:16])
     for label in set(target.tolist()):

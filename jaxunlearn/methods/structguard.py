@@ -64,7 +64,7 @@ class Config(AttackConfig):
     companion_batch: int = hparam(128, "adversarial instances a step", unit="instances", low=1)
     max_passes: int = hparam(100, "budget, in passes over the adversarial set", unit="passes", low=1)
     batch_norm: str = hparam("frozen", "frozen: running statistics stay; nothing else is offered", choices=("frozen",))
-    anchors: str = hparam(
+    anchor_source: str = hparam(
         "head",
         "head: rows of the classifier; prototypes: mean features of the adversarial images of each class; "
         "embeddings you give (--anchors) take the place of either",
@@ -141,7 +141,7 @@ class StructGuard(FirstOrder):
         if given is not None:
             anchors = jnp.asarray(embedded(given, np.asarray(kernel.T)))
         else:
-            anchors = _anchors(self.config.anchors, kernel.T, features, companion.target, companion.weight)
+            anchors = _anchors(self.config.anchor_source, kernel.T, features, companion.target, companion.weight)
         dim = int(kernel.shape[0])
         arguments = {"dim": dim, "width": self.config.width, "residual": self.config.start == "identity"}
         projector = Projector(**arguments)
@@ -359,5 +359,6 @@ SPEC = MethodSpec(
     uses=("anchors",),
     cost="as adv, and one weight gradient an adversarial image for the importance",
     paper="Hong, Shin and Kim, CVPR 2026, StructGuard",
+    vmappable=False,
     strength="learning_rate",
 )
