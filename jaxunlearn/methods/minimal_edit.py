@@ -59,7 +59,11 @@ class Config(BaseConfig):
     )
     copies: int = hparam(32, "versions of an instance that become constraints, at most", unit="images", low=1)
     depth_margin: float = hparam(
-        3.0, "how far past the boundary such a version must lie", traced=True, unit="logits", low=0.0
+        0.0,
+        "how far past the boundary such a version must lie; 0: by the number of instances, 3 up to 32, else 1",
+        traced=True,
+        unit="logits",
+        low=0.0,
     )
     metric: str = hparam(
         "kronecker",
@@ -202,6 +206,7 @@ class MinimalEdit:
             anchor = curvature.take(state.model.params, tuple(state.anchor))
             state = dataclasses.replace(state, pool=pools.draw(key, state), anchor=anchor)
         margins = {name: float(state.hparams[name]) for name in ("margin", "depth_margin")}
+        margins["depth_margin"] = margins["depth_margin"] or deep.default_margin(len(state.forget.y))
         if state.copies is not None:
             copies = deep.grow(
                 jax.random.fold_in(key, 1),
