@@ -22,6 +22,7 @@ _HOME = {
     "ModelSpec": "_types",
     "Phase": "_types",
     "Problem": "_types",
+    "Preprocess": "_types",
     "Recipe": "_types",
     "Result": "_types",
     "fgsm": "attacks",

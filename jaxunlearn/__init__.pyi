@@ -7,6 +7,7 @@ from jaxunlearn._types import (
     Model as Model,
     ModelSpec as ModelSpec,
     Phase as Phase,
+    Preprocess as Preprocess,
     Problem as Problem,
     Recipe as Recipe,
     Result as Result,

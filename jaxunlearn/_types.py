@@ -44,6 +44,31 @@ class ApplyFn(Protocol):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocess:
+    """How a picture of any size becomes an input of a network: it is resized, then its middle is cut out.
+
+    Attributes:
+      resize: of the shorter side in pixels, or (height, width) of the whole picture.
+      crop: (height, width) of the network's input.
+      resample: "nearest", "bilinear", "bicubic" or "lanczos", as Pillow has them (antialiased).
+
+    >>> Preprocess.from_dict({"resize": 256, "crop": [224, 224]})
+    Preprocess(resize=256, crop=(224, 224), resample='bilinear')
+    """
+
+    resize: int | tuple[int, int]
+    crop: tuple[int, int]
+    resample: str = "bilinear"
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Preprocess:
+        """Rebuild from what `dataclasses.asdict` and JSON made of it."""
+        resize, crop = fields["resize"], fields["crop"]
+        resize = int(resize) if isinstance(resize, int) else (int(resize[0]), int(resize[1]))
+        return cls(resize=resize, crop=(int(crop[0]), int(crop[1])), resample=str(fields.get("resample", "bilinear")))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to rebuild a network without its weights; plain JSON, hashable.
 
@@ -52,6 +77,7 @@ class Recipe:
       kwargs: arguments of the architecture as sorted ``(name, scalar)`` pairs.
       mean, std: per-channel normalisation inside the network, or None.
       wrappers: what is around it (`jaxunlearn.wrappers`), innermost first: ``(name, ((argument, value), ...))``.
+      preprocess: how pictures of other sizes are made to fit, or None; no part of the network.
 
     >>> r = Recipe(arch="cifar_resnet20", kwargs=(("num_classes", 10),), mean=(0.5,), std=(0.2,))
     >>> Recipe.from_json(r.to_json()) == r
@@ -63,6 +89,7 @@ class Recipe:
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     wrappers: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = ()
+    preprocess: Preprocess | None = None
 
     def to_json(self) -> str:
         """Return the recipe as one JSON object."""
@@ -84,6 +111,8 @@ class Recipe:
             fields = {name: hashable(value) for name, value in json.loads(text).items()}
             fields["kwargs"] = pairs(fields["kwargs"])
             fields["wrappers"] = tuple((str(name), pairs(values)) for name, values in fields.get("wrappers", ()))
+            if fields.get("preprocess") is not None:
+                fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
             return cls(**fields)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a network recipe: {text[:80]!r} ({error})") from None

@@ -17,7 +17,7 @@ import jax
 
 from jaxunlearn import _tree, artefacts, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model
-from jaxunlearn.cli import _device, _errors, _flags, _model, _progress, _proxies, _run
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _progress, _proxies, _run
 
 #: Cut-and-paste images of the forget set that no method sees, for the agreement with the original network.
 HELD_OUT = 500
@@ -193,10 +193,8 @@ def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
 
 
 def _request(args: argparse.Namespace) -> _run.Request:
-    source = data_sources.open_source(args.data, args.data_dir)
+    source, model = _data.open_with_model(args)
     rows = data_sources.parse_forget(args.forget, source, seed=args.forget_seed)
-    model = _model.load(args, source)
-    _model.check_fit(model, source)
     target = None
     if args.goal == "relabel":
         classes, seed = model.spec.num_classes, args.forget_seed

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import _tree, checkpoint, convert, models
-from jaxunlearn._types import Model
+from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors
 from jaxunlearn.data import Source
 
@@ -38,6 +38,23 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
         if args.arch is None:
             raise ValueError(f"--arch is missing: which network are the weights of {path.name} for?")
         return _from_file(args, path, source)
+
+
+def recipe_of(args: argparse.Namespace, run: Any = None) -> Recipe | None:
+    """Return the recipe of the network that flags or a run name, without its weights; None where the data decide.
+
+    Raises:
+      UserError: an unknown network, or a folder that is no checkpoint.
+    """
+    with _errors.user_input():
+        path = None if args.weights is None else Path(args.weights).expanduser()
+        if run is not None:
+            return checkpoint.describe(run.checkpoint)["recipe"]  # type: ignore[no-any-return]
+        if path is not None and path.is_dir():
+            return checkpoint.describe(_checkpoint_in(path))["recipe"]  # type: ignore[no-any-return]
+        if args.arch is None or ":" in args.arch:
+            return None
+        return models.recipe(args.arch, mean=args.mean, std=args.std)
 
 
 def describe(model: Model) -> str:

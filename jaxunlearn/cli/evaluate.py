@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxunlearn import data as data_sources, inference, models, report
+from jaxunlearn import inference, models, report
 from jaxunlearn.audits.accuracy import accuracy, accuracy_by_class
-from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn.cli import _data, _device, _errors, _flags, _output, _progress
 from jaxunlearn.data import Source
 from jaxunlearn.report.tables import percent
 
@@ -48,13 +48,8 @@ def main(argv: Sequence[str]) -> int:
 def _measure(args: argparse.Namespace) -> tuple[Source, np.ndarray, np.ndarray]:
     with _errors.user_input():
         run = None if args.run is None else report.read_run(args.run)
-        spec = args.data if args.data is not None or run is None else run.results["data"]
-        if spec is None:
-            raise ValueError("--data is missing: digits, tfds:NAME or npz:FILE")
-        source = data_sources.open_source(spec, args.data_dir)
+        source, model = _data.open_with_model(args, run)
         if args.split not in source.splits:
             raise ValueError(f"{source.name} has no split {args.split!r}, only {', '.join(source.splits)}")
-        model = _model.load(args, source, run)
-        _model.check_fit(model, source)
     rows = source.splits[args.split]
     return source, rows, inference.logits(model, source.view(rows), label=f"measuring {args.split}")

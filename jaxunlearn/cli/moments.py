@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxunlearn import artefacts, curvature, data as data_sources, models
-from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn import artefacts, curvature, models
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,11 +32,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     out = _out(args)
     with _device.chosen(args), _progress.shown(quiet=args.quiet), _errors.user_input():
-        if args.data is None:
-            raise ValueError("--data is missing: digits, tfds:NAME or npz:FILE")
-        source = data_sources.open_source(args.data, args.data_dir)
-        model = _model.load(args, source)
-        _model.check_fit(model, source)
+        source, model = _data.open_with_model(args)
         began = time.perf_counter()
         patterns = [pattern.strip() for pattern in args.layers.split(",") if pattern.strip()]
         artefact = curvature.moments_artefact(model, source.view(source.splits["train"]), layers=patterns)

@@ -19,7 +19,6 @@ from jaxunlearn import (
     artefacts,
     checkpoint,
     curvature,
-    data as data_sources,
     inference,
     models,
     proxies,
@@ -28,7 +27,7 @@ from jaxunlearn import (
 )
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.audits.accuracy import accuracy
-from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress
 from jaxunlearn.data import Source
 from jaxunlearn.report.folder import CHECKPOINT, TRAINING, put_in_place
 from jaxunlearn.report.record import versions
@@ -114,7 +113,7 @@ def _check(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, command: str, device: str) -> int:
     seconds: dict[str, float] = {}
     with _errors.user_input(), _progress.shown(quiet=args.quiet):
-        source = data_sources.open_source(args.data, args.data_dir)
+        source = _data.open_source(args, args.data)
         model = _start(args, source)
         _model.check_fit(model, source)
     rows = source.splits["train"]

@@ -23,7 +23,7 @@ from jaxunlearn import (
     wrappers,
 )
 from jaxunlearn._types import Artefact, MethodSpec, Model
-from jaxunlearn.cli import _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
+from jaxunlearn.cli import _data, _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
 from jaxunlearn.report.tables import REASONS
 
 #: What is used where none is named.
@@ -222,13 +222,8 @@ def _check_layers(request: _run.Request, config: Any) -> None:
 def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str | None]:
     """Return what is asked, and the folder of the run it goes on from."""
     previous = None if args.previous is None else report.read_run(args.previous)
-    data = args.data if args.data is not None or previous is None else previous.results["data"]
-    if data is None:
-        raise ValueError("--data is missing: digits, tfds:NAME or npz:FILE")
-    source = data_sources.open_source(data, args.data_dir)
+    source, model = _data.open_with_model(args, previous)
     rows = data_sources.parse_forget(args.forget, source, seed=args.seed)
-    model = _model.load(args, source, previous)
-    _model.check_fit(model, source)
     target = None
     if args.goal == "relabel":
         classes = model.spec.num_classes

@@ -6,9 +6,9 @@
 (2, 8, 8, 1)
 """
 
-from jaxunlearn.data._source import Source, View
+from jaxunlearn.data._source import Reading, Source, View
 from jaxunlearn.data.forget import parse_forget, parse_targets
 from jaxunlearn.data.npz import open_images
 from jaxunlearn.data.sources import open_source
 
-__all__ = ["Source", "View", "open_images", "open_source", "parse_forget", "parse_targets"]
+__all__ = ["Reading", "Source", "View", "open_images", "open_source", "parse_forget", "parse_targets"]

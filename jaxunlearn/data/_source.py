@@ -10,6 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn._types import Preprocess
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How pictures in files become a data set of one size.
+
+    Attributes:
+      preprocess: how a picture of any size is made to fit, or None: all must have one size.
+    """
+
+    preprocess: Preprocess | None = None
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from jaxunlearn.data._source import Source
+from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.digits import open_digits
 from jaxunlearn.data.npz import open_npz
 from jaxunlearn.data.tfds_source import open_tfds
 
 
-def open_source(spec: str, data_dir: str | None = None) -> Source:
+def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | None = None) -> Source:
     """Open a data set by its spec.
 
     Args:
       spec: ``digits``, ``tfds:NAME``, ``tfds:NAME:CONFIG`` or ``npz:FILE``.
       data_dir: where TFDS data lie; only for ``tfds:``.
+      reading: how pictures in files become arrays; sources of one size have no use for it.
 
     Raises:
       ValueError: an unknown spec, or data that are absent, damaged or of the wrong form.
@@ -23,6 +24,7 @@ def open_source(spec: str, data_dir: str | None = None) -> Source:
     >>> source.input_shape, {name: len(rows) for name, rows in source.splits.items()}
     ((8, 8, 1), {'train': 1540, 'test': 257})
     """
+    del reading
     kind, _, rest = spec.partition(":")
     if kind == "tfds" and rest:
         return open_tfds(rest, data_dir)

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 
 from jaxunlearn import _validate, wrappers
-from jaxunlearn._types import Array, Model, Recipe
+from jaxunlearn._types import Array, Model, Preprocess, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
 from jaxunlearn.models.mobilenet import MobileNetV1
 from jaxunlearn.models.resnet import ResNet
@@ -34,6 +34,9 @@ class _Arch(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     network: type[nn.Module] = ResNet
+    #: Side of the input over the shorter side that a picture is resized to before its middle is cut out.
+    crop: float = 1.0
+    resample: str = "bilinear"
 
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -69,10 +72,10 @@ _ARCHS: dict[str, _Arch] = {
     **{f"cifar_resnet{n}b": _cifar(n, "shortcut") for n in (8, 14, 20, 32, 44, 56, 110)},
     "resnet18_cifar": _Arch(_wide((2, 2, 2, 2), "cifar", False), 10, (32, 32, 3), *_CIFAR10),
     "resnet18_cifar_pool": _Arch(_wide((2, 2, 2, 2), "cifar"), 10, (32, 32, 3), *_CIFAR10),
-    "resnet18": _Arch(_wide((2, 2, 2, 2)), 1000, (224, 224, 3), *_IMAGENET),
-    "resnet50": _Arch(_wide((3, 4, 6, 3), bottleneck=True), 1000, (224, 224, 3), *_IMAGENET),
+    "resnet18": _Arch(_wide((2, 2, 2, 2)), 1000, (224, 224, 3), *_IMAGENET, crop=0.875),
+    "resnet50": _Arch(_wide((3, 4, 6, 3), bottleneck=True), 1000, (224, 224, 3), *_IMAGENET, crop=0.875),
     "vit_tiny_cifar": _Arch(_vit(4, 192, 6, 3), 10, (32, 32, 3), *_CIFAR10, network=ViT),
-    "vit_b_16": _Arch(_vit(16, 768, 12, 12), 1000, (224, 224, 3), *_IMAGENET, network=ViT),
+    "vit_b_16": _Arch(_vit(16, 768, 12, 12), 1000, (224, 224, 3), *_IMAGENET, network=ViT, crop=0.875),
     **{f"mobilenet_v1_{percent:03d}": _mobilenet(percent / 100) for percent in (25, 50, 75, 100)},
 }
 
@@ -89,6 +92,7 @@ def recipe(
     input_shape: tuple[int, ...] | None = None,
     mean: Any = None,
     std: Any = None,
+    preprocess: Preprocess | None = None,
 ) -> Recipe:
     """Return the recipe of a network, with its usual settings where none are given.
 
@@ -97,6 +101,8 @@ def recipe(
       num_classes: C; needed for a module of one's own.
       input_shape: (height, width, channels) in pixels; needed for a module of one's own.
       mean, std: per-channel normalisation of inputs in [0, 1]; 0 and 1 for none.
+      preprocess: how pictures of other sizes are made to fit; default: the network's usual way,
+        for a module of one's own the shorter side resized to the input's, then its middle.
 
     Raises:
       ValueError: unknown name, or an argument out of range.
@@ -119,11 +125,15 @@ def recipe(
     shape = tuple(int(size) for size in input_shape)  # type: ignore[union-attr]
     if len(shape) != 3 and known is not None:
         raise ValueError(f"input_shape must be (height, width, channels); got {shape}")
+    if preprocess is None and len(shape) == 3:
+        share, resample = (1.0, "bilinear") if known is None else (known.crop, known.resample)
+        preprocess = Preprocess(resize=round(min(shape[:2]) / share), crop=(shape[0], shape[1]), resample=resample)
     return Recipe(
         arch=arch,
         kwargs=(("input_shape", shape), ("num_classes", int(num_classes))),  # type: ignore[arg-type]
         mean=None if mean is None else tuple(float(value) for value in mean),
         std=None if std is None else tuple(float(value) for value in std),
+        preprocess=preprocess,
     )
 
 
