@@ -174,6 +174,8 @@ def declares_itself(spec: MethodSpec, make_problem: Callable[..., Problem]) -> N
     fields = {field.name: field for field in dataclasses.fields(spec.Config)}
     tuned = not spec.strength or (spec.strength in fields and fields[spec.strength].metadata["traced"])
     assert tuned, f"strength must name a traced field; got {spec.strength!r}"
+    untuned = "learning_rate" in fields and not spec.strength
+    assert not untuned, "a method with a learning rate must name its strength, or comparisons would not tune it"
     json.dumps(dataclasses.asdict(spec.Config()))
     config = spec.Config()
     assert spec.make(_config.static(config)) == spec.make(_config.static(config)), "equal configs, equal unlearners"

@@ -79,6 +79,21 @@ def test_one_table_of_what_the_runs_gave_and_nothing_is_done_twice(argv, here, t
     assert "before.json is damaged" in capsys.readouterr().err
 
 
+def test_trials_look_at_no_test_image_and_are_kept(argv, here, tmp_path, capsys):
+    asked = [*argv, "--methods", "neggrad,minimal-edit:proxies=64:steps=1", "--no-depth", "--retain-limit", "50"]
+    assert main([*asked, "--trials", "2", "--out", str(tmp_path / "c")]) == 0
+    trials = ["neggrad-seed0-trial.json", "neggrad-seed0-x0.5-trial.json"]
+    assert here[1:3] == trials  # the network before is measured first
+    assert len(here) == 1 + 2 + 1 + 2 + 1
+    kept = [json.loads((tmp_path / "c" / "runs" / name).read_text()) for name in trials]
+    assert all(set(trial) == {"label", "factor", "config", "forgotten", "agreement"} for trial in kept)
+    assert kept[1]["config"]["learning_rate"] == pytest.approx(0.5 * kept[0]["config"]["learning_rate"])
+    assert "(default times" in (tmp_path / "c" / "compare.md").read_text()
+    del here[:]
+    assert main([*asked, "--trials", "2", "--out", str(tmp_path / "c")]) == 0
+    assert not here
+
+
 def test_depth_is_measured_and_drawn(argv, here, tmp_path):
     assert main([*argv, "--methods", "neggrad:learning_rate=0.01", "--out", str(tmp_path / "c")]) == 0
     (run,) = json.loads((tmp_path / "c" / "compare.json").read_text())["runs"]["neggrad:learning_rate=0.01"]
@@ -187,7 +202,8 @@ def test_trials_choose_what_forgets_and_then_what_agrees():
     asked = []
 
     class Runs:
-        def get(self, entry, seed, factor):
+        def get(self, entry, seed, factor, *, trial):
+            assert trial
             asked.append((seed, factor))
             forgotten, agreement = outcome[factor]
             return {"forgotten": forgotten, "agreement": {"agreement": agreement}}

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxunlearn import _tree, artefacts, audits, data as data_sources, loop, methods, proxies
-from jaxunlearn._types import Artefact, MethodSpec, Model
+from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _progress, _proxies, _run
 
 #: Cut-and-paste images of the forget set that no method sees, for the agreement with the original network.
@@ -76,10 +76,10 @@ class Entry(NamedTuple):
         high = known[self.spec.strength].metadata["high"]
         return dataclasses.replace(config, **{self.spec.strength: value if high is None else min(value, high)})
 
-    def name(self, seed: int, factor: float) -> str:
-        """Return the name of the file that keeps a run."""
+    def name(self, seed: int, factor: float, *, trial: bool = False) -> str:
+        """Return the name of the file that keeps a run or a trial."""
         plain = "".join(c if c.isalnum() or c in "-_.=" else "," for c in self.label)
-        return f"{plain}-seed{seed}" + (f"-x{factor:g}" if factor != 1 else "") + ".json"
+        return f"{plain}-seed{seed}" + f"-x{factor:g}" * (factor != 1) + "-trial" * trial + ".json"
 
 
 def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> dict[str, Any]:
@@ -154,9 +154,44 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in (*names, *more)}
 
 
+def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Try a strength and return what chooses it: instances forgotten, agreement with the original network.
+
+    No test or retained image is looked at.
+    """
+    del facts
+    spec, config = entry.spec, entry.config(factor)
+    _, problem = _problem(args, spec, config, seed)
+    result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(seed))
+    if result.stop_reason == "interrupted":
+        raise KeyboardInterrupt
+    return {
+        "label": entry.label,
+        "factor": factor,
+        "config": dataclasses.asdict(config),
+        "forgotten": int(result.forgotten.sum()),
+        "agreement": _agreement(result.model, problem),
+    }
+
+
 def run(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Do one run and return its results, its memory and its agreement with the original network."""
     spec, config = entry.spec, entry.config(factor)
+    request, problem = _problem(args, spec, config, seed)
+    measured = _run.Measured(request.model, request, when="before", only=("forget",))
+    measured.accuracy, measured.sizes = dict(facts["accuracy"]), dict(facts["sizes"])
+    record = _run.run(request, problem, spec, config, measured, deep=args.depth and _can_be_deep(request.model))
+    if record.result.stop_reason == "interrupted":
+        raise KeyboardInterrupt
+    return {
+        **record.results,
+        "label": entry.label,
+        "factor": factor,
+        "agreement": _agreement(record.result.model, problem),
+    }
+
+
+def _problem(args: argparse.Namespace, spec: MethodSpec, config: Any, seed: int) -> tuple[_run.Request, Problem]:
     with _errors.user_input():
         request = _request(args)
         offered = _artefacts(args.artefact, request.model)
@@ -165,18 +200,13 @@ def run(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts:
         request = dataclasses.replace(request, artefacts=offered, seed=seed)
         problem = request.problem(spec)
         loop.check(spec, problem, config)
-    measured = _run.Measured(request.model, request, when="before", only=("forget",))
-    measured.accuracy, measured.sizes = dict(facts["accuracy"]), dict(facts["sizes"])
-    record = _run.run(request, problem, spec, config, measured, deep=args.depth and _can_be_deep(request.model))
-    if record.result.stop_reason == "interrupted":
-        raise KeyboardInterrupt
+    return request, problem
+
+
+def _agreement(model: Model, problem: Problem) -> dict[str, float]:
+    """Return how far a model agrees with the original on cut-and-paste images that no method sees."""
     made = proxies.cutmix(jax.random.key(999), problem.forget.x, HELD_OUT)
-    return {
-        **record.results,
-        "label": entry.label,
-        "factor": factor,
-        "agreement": audits.agreement(record.result.model, request.model, made),
-    }
+    return dict(audits.agreement(model, problem.model, made))
 
 
 def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> int:
     about = _about(facts, args)
     if not args.quiet:
         _output.facts(about)
-    runs = _Runs(args, out, facts, planned=len(entries) * (args.trials + args.seeds - 1))
+    runs = _Runs(args, out, facts, planned=sum(_planned(entry, args) for entry in entries))
     groups: dict[str, list[dict[str, Any]]] = {}
     chosen: dict[str, str] = {}
     try:
@@ -179,6 +179,15 @@ def _about(facts: Mapping[str, Any], args: argparse.Namespace) -> list[tuple[str
     ]
 
 
+def _planned(entry: Entry, args: argparse.Namespace) -> int:
+    """Return how many runs and trials a method takes."""
+    return args.seeds + (args.trials if _tunable(entry, args) else 0)
+
+
+def _tunable(entry: Entry, args: argparse.Namespace) -> bool:
+    return args.trials > 1 and bool(entry.spec.strength)
+
+
 class _Runs:
     """The runs of a comparison: those kept in its folder, and new ones."""
 
@@ -186,16 +195,20 @@ class _Runs:
         self.args, self.folder, self.facts = args, out / RUNS, facts
         self.planned, self.done = planned, 0
 
-    def get(self, entry: Entry, seed: int, factor: float) -> dict[str, Any]:
-        """Return a run, from the folder where it is there with the same settings; raise UserError if it fails."""
-        path = self.folder / entry.name(seed, factor)
+    def get(self, entry: Entry, seed: int, factor: float, *, trial: bool = False) -> dict[str, Any]:
+        """Return a run or a trial, from the folder where it is with the same settings; raise UserError if it fails."""
+        path = self.folder / entry.name(seed, factor, trial=trial)
         found = _kept(path, entry, factor)
         if found is None:
             if not self.args.quiet:
                 strength = f", {entry.spec.strength} x {factor:g}" if factor != 1 else ""
-                done = f"{self.done + 1} of at most {self.planned}"
-                print(f"run {done}: {entry.label}, seed {seed}{strength}", file=sys.stderr)
-            found = _comparison.in_process(_comparison.run, self.args, path, entry, seed, factor, self.facts)
+                what = "trial" if trial else "run"
+                print(
+                    f"{self.done + 1} of {self.planned}: {what} of {entry.label}, seed {seed}{strength}",
+                    file=sys.stderr,
+                )
+            work = _comparison.trial if trial else _comparison.run
+            found = _comparison.in_process(work, self.args, path, entry, seed, factor, self.facts)
         self.done += 1
         return found
 
@@ -211,12 +224,12 @@ def _kept(path: Path, entry: Entry, factor: float) -> dict[str, Any] | None:
 
 def _tuned(entry: Entry, runs: _Runs, args: argparse.Namespace, chosen: dict[str, str]) -> float:
     """Return the factor of the strength that forgets most and, among equals, agrees best on unseen proxies."""
-    if args.trials == 1 or not entry.spec.strength:
+    if not _tunable(entry, args):
         return 1.0
     tried = {}
     for factor in FACTORS[: args.trials]:
-        run = runs.get(entry, 0, factor)
-        tried[factor] = (run["forgotten"], run["agreement"]["agreement"])
+        trial = runs.get(entry, 0, factor, trial=True)
+        tried[factor] = (trial["forgotten"], trial["agreement"]["agreement"])
     best = max(tried, key=lambda factor: tried[factor])
     value = getattr(entry.config(best), entry.spec.strength)
     chosen[entry.label] = f"{entry.spec.strength} {value:g} (default times {best:g})"

@@ -136,4 +136,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="one forward and backward pass over the forget set a pass",
     paper="Chen et al., CVPR 2023, Boundary Unlearning",
+    strength="learning_rate",
 )

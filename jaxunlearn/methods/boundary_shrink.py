@@ -102,4 +102,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="one input gradient an instance, then one forward and backward pass over the forget set a pass",
     paper="Chen et al., CVPR 2023, Boundary Unlearning",
+    strength="learning_rate",
 )

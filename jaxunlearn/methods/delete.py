@@ -86,4 +86,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="one forward and backward pass over the forget set a pass",
     paper="Zhou et al., CVPR 2025, Decoupled Distillation to Erase",
+    strength="learning_rate",
 )

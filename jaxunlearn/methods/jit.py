@@ -121,4 +121,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="draws forward passes and one backward pass over the forget set",
     paper="Foster et al. 2024, arXiv 2402.01401",
+    strength="learning_rate",
 )

@@ -84,4 +84,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="a forward pass, two input gradients and their weight gradient over the forget set a pass",
     paper="Cheng et al., ICLR 2026, arXiv 2402.15109",
+    strength="learning_rate",
 )

@@ -116,4 +116,5 @@ SPEC = MethodSpec(
     goals=("misclassify", "relabel"),
     cost="one weight gradient an instance and class, then one forward and backward pass over the forget set a pass",
     paper="Panda, Sourav, Prathosh, AAAI 2025, arXiv 2403.16246",
+    strength="learning_rate",
 )

@@ -88,4 +88,5 @@ SPEC = MethodSpec(
     goals=("misclassify",),
     cost="one forward and backward pass over the forget set a pass",
     paper="after Graves et al., AAAI 2021 (amnesiac), and Fan et al., ICLR 2024 (RL in SalUn), without retain data",
+    strength="learning_rate",
 )
