@@ -2,6 +2,7 @@
 
 from jaxunlearn.audits.accuracy import accuracy, accuracy_by_class, behaviour
 from jaxunlearn.audits.agreement import agreement
+from jaxunlearn.audits.change import change
 from jaxunlearn.audits.depth import depth, relearn, restoring_perturbation
 from jaxunlearn.audits.variants import versions
 
@@ -10,6 +11,7 @@ __all__ = [
     "accuracy_by_class",
     "agreement",
     "behaviour",
+    "change",
     "depth",
     "relearn",
     "restoring_perturbation",

@@ -19,6 +19,7 @@ import numpy as np
 from jaxunlearn import _config, _progress, _tree, curvature, inference, loop, losses, report
 from jaxunlearn._types import Artefact, Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
+from jaxunlearn.audits.change import change
 from jaxunlearn.audits.depth import depth
 from jaxunlearn.cli import _device, _errors
 from jaxunlearn.data import Source
@@ -78,11 +79,11 @@ class Request:
         return self.original or self.model
 
     def sets(self) -> dict[str, np.ndarray]:
-        """Return the rows to measure by set: "forget", "retain" (all else in training), "test" where there is one."""
+        """Return the rows to measure by set: "forget", "retain" (by default all else in training), "test", where there is one."""
         source = self.source
         gone = np.concatenate([self.rows, [item.row for item in self.earlier]]).astype(np.intp)
         sets = {
-            "retain": np.setdiff1d(source.splits["train"], gone),
+            "retain": source.retained(gone),
             "test": source.splits.get("test", np.empty(0, int)),
         }
         for name, limit in self.limits.items():
@@ -97,7 +98,7 @@ class Request:
         """Return what the method gets to see: retain data only if it needs them, what else there is if it uses it."""
         retain = None
         if "retain" in spec.needs:
-            rows = np.setdiff1d(self.source.splits["train"], [*self.rows, *(item.row for item in self.earlier)])
+            rows = self.source.retained([*self.rows, *(item.row for item in self.earlier)])
             retain = Batch.of(self.source.images(rows), self.source.labels[rows])
         wanted = (*spec.needs, *spec.uses)
         held = _batch(self.earlier, self.source) if self.earlier else None
@@ -214,6 +215,7 @@ def run(
         seconds=spent,
         memory=memory,
         depth=found,
+        weights=change(result.model, model),
         saw=seen(problem),
         origin=request.origin,
         curve={"test": watch.points} if watch.points else {},

@@ -13,7 +13,7 @@ from scipy.stats import binomtest
 from jaxunlearn.report import figures
 from jaxunlearn.report.tables import percent, unlearning_seconds
 
-HEADER = ("", "seeds", "D_f %", "D_r %", "D_test %", "recognised %", "agreement %", "seconds", "GiB", "saw")
+HEADER = ("", "seeds", "D_f %", "D_r %", "D_test %", "recognised %", "agreement %", "change %", "seconds", "GiB", "saw")
 MEANING = {
     "D_f": "accuracy on the images to forget: should fall to 0",
     "D_r": "accuracy on the other training images, with the 95 % interval of the sample (Wilson)",
@@ -22,6 +22,8 @@ MEANING = {
     " that are still given the old label, each kind weighing the same: 0 is deepest",
     "agreement": "share of cut-and-paste images of the forget set, which no method saw, that get the same answer as"
     " before; strengths are chosen by it, never by test or retain images",
+    "change": "length of the weights' change over their own length; after a +, how many numbers were put around the"
+    " network instead",
     "seconds": "of the unlearning, compilation included",
     "GiB": "peak memory of the process to the end of the unlearning, the libraries' own included",
     "saw": "what the method was shown beside the network and the forget set",
@@ -47,7 +49,7 @@ def table(before: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[str, 
     """
     accuracy, sizes = before["accuracy"], before["sizes"]
     start = [_sampled([accuracy.get(name)], sizes, name) for name in ("forget", "retain", "test")]
-    rows: list[tuple[str, ...]] = [HEADER, ("before", "", *start, *[""] * 5)]
+    rows: list[tuple[str, ...]] = [HEADER, ("before", "", *start, *[""] * 6)]
     for label, runs in groups.items():
         after = {name: [run["after"].get(name) for run in runs] for name in ("forget", "retain", "test")}
         rows.append(
@@ -59,6 +61,7 @@ def table(before: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[str, 
                 _sampled(after["test"], sizes, "test"),
                 _spread([100 * share for run in runs if (share := depth_share(run)) is not None], 1),
                 _spread([100 * run["agreement"]["agreement"] for run in runs], 1),
+                _changed([run["weights"] for run in runs]),
                 _spread([unlearning_seconds(run) for run in runs], 0),
                 _spread([run["memory"]["process"] / 2**30 for run in runs if "process" in run["memory"]], 1),
                 _saw(runs[0]["saw"]),
@@ -145,6 +148,17 @@ def _spread(values: Sequence[float], digits: int = 2) -> str:
         return "-"
     mean, low, high = (f"{value:.{digits}f}" for value in (statistics.fmean(values), min(values), max(values)))
     return mean if low == high else f"{mean} ({low}-{high})"
+
+
+def _changed(weights: Sequence[Mapping[str, Any]]) -> str:
+    """Return how far the weights moved, and what was added.
+
+    >>> _changed([{"relative_l2": 0.01, "added": 0}]), _changed([{"relative_l2": 0.0, "added": 1200}])
+    ('1.00', '0.00 +1,200')
+    """
+    moved = _spread([100 * found["relative_l2"] for found in weights])
+    added = max(found["added"] for found in weights)
+    return moved + f" +{added:,}" * (added > 0)
 
 
 def _sampled(values: Sequence[float | None], sizes: Mapping[str, int], name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxunlearn.report.record import RunRecord
 from jaxunlearn.report.tables import REASONS, percent, summary_table, unlearning_seconds
@@ -133,7 +134,22 @@ def _numbers(record: RunRecord) -> str:
     note += " of the unlearning, compilation included."
     if "batch_norm" in record.config:
         note += f" BatchNorm statistics: `{record.config['batch_norm']}`."
+    note += _changed(record.weights)
     return f"## Numbers\n\n{table(summary_table([record]), right=range(1, 7))}\n\n{note}"
+
+
+def _changed(weights: Mapping[str, Any] | None) -> str:
+    """Say how much of the network is another one now.
+
+    >>> _changed({"parameters": 900, "changed": 12, "relative_l2": 0.003, "statistics": 0, "added": 40})
+    ' Of 900 weights 12 are others now; the change is 0.30 % of their length. 40 were put around the network.'
+    """
+    if not weights:
+        return ""
+    text = f" Of {weights['parameters']:,} weights {weights['changed']:,} are others now"
+    text += f"; the change is {percent(weights['relative_l2'])} % of their length." if weights["changed"] else "."
+    text += f" {weights['statistics']:,} running statistics are others, too." if weights["statistics"] else ""
+    return text + (f" {weights['added']:,} were put around the network." if weights["added"] else "")
 
 
 def _pictures(pictures: Mapping[str, str]) -> str:

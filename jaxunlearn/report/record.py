@@ -46,6 +46,7 @@ class RunRecord:
       curve: accuracy on a sample of a set while the run went on, ``{"test": [(step, fraction), ...]}``.
       memory: peak bytes up to the end of the unlearning: "process" and, of an accelerator, "device".
       depth: what `jaxunlearn.audits.depth` measured, or None.
+      weights: how much of the network changed, `jaxunlearn.audits.change`, or None.
       saw: how many images the method saw, by kind: "forget", "retain", "public", "inversion", "earlier".
       origin: where the network before the first of several requests lies, ``weights`` and ``digest``.
       earlier: instances of earlier requests measured again, one mapping an
@@ -76,6 +77,7 @@ class RunRecord:
     curve: Mapping[str, Sequence[tuple[int, float]]] = dataclasses.field(default_factory=dict)
     memory: Mapping[str, int] = dataclasses.field(default_factory=dict)
     depth: Mapping[str, Any] | None = None
+    weights: Mapping[str, Any] | None = None
     saw: Mapping[str, int] = dataclasses.field(default_factory=dict)
     origin: Mapping[str, str] | None = None
     earlier: Sequence[Mapping[str, Any]] = ()
@@ -128,6 +130,7 @@ class RunRecord:
                 "digests": self.digests,
                 "memory": self.memory,
                 "depth": self.depth,
+                "weights": self.weights,
                 "saw": self.saw,
                 "origin": self.origin,
                 "earlier": list(self.earlier),
