@@ -156,11 +156,11 @@ LINES = {
     "evaluate --weights checkpoint": "--data is missing",
     "evaluate --weights checkpoint --data digits --split dev": "digits has no split 'dev', only train, test",
     "evaluate --weights checkpoint --data npz:data_test.npz": "npz:data_test.npz has no split 'test', only train",
-    "evaluate --weights checkpoint --data digits --data-dir theirs": "--data-dir is for tfds: sources only",
+    "evaluate --weights checkpoint --data digits --data-dir theirs": "--data-dir is for tfds: and csv: sources only",
     # commands and devices
     "unlern": "unknown command 'unlern'; did you mean unlearn",
     "frobnicate": "unknown command 'frobnicate'; there are demo, train, moments, unlearn",
-    "train": "--data is missing: digits, tfds:NAME or npz:FILE",
+    "train": "--data is missing: digits, folder:DIR, csv:FILE, npz:FILE",
     "--frob": "unrecognized arguments: --frob",
     "methods --table": "unrecognized arguments: --table",
     f"{BASE} --forget 2 --device tpu": "--device tpu: jax finds none here, only cpu",

@@ -237,7 +237,7 @@ def test_inversion_is_another_set_of_images_for_another_network(cache):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--public", "digits"], "unlabelled images are given as npz:FILE, with an array x; got 'digits'"),
+        (["--public", "mnist"], "unknown data source 'mnist': give digits, folder:DIR, csv:FILE"),
         (["--public", "npz:absent.npz"], "no data file absent.npz"),
         (["--public", "npz:y.npz"], "y.npz has no array 'x', only y"),
         (["--public", "npz:size.npz"], "the images of --public npz:size.npz are 28x28x1, the network takes 8x8x1"),

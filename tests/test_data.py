@@ -274,7 +274,7 @@ def test_missing_libraries_are_named(monkeypatch):
 def test_open_source_errors():
     for spec in ("mnist", "tfds:", "npz:", ""):
         assert f"unknown data source {spec!r}" in message(open_source, spec)
-    assert "--data-dir is for tfds: sources only" in message(open_source, "digits", "somewhere")
+    assert "--data-dir is for tfds: and csv: sources only" in message(open_source, "digits", "somewhere")
 
 
 # --- forget specs ------------------------------------------------------------

@@ -136,6 +136,7 @@ def before(args: argparse.Namespace) -> dict[str, Any]:
         "arch": spec.recipe.arch if spec.recipe is not None else "",
         "model_digest": _tree.model_digest(request.model),
         "data": request.source.name,
+        "notes": request.source.notes,
         "ids": request.source.ids[request.rows].tolist(),
         "accuracy": measured.accuracy,
         "sizes": measured.sizes,
@@ -151,7 +152,8 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
     """Return what makes runs comparable: the network, the data, the forget set, what is measured."""
     names = ("arch", "weights", "mean", "std", "data", "forget", "goal", "target", "forget_seed", "retain_limit")
     more = ("public", "inversion", "artefact", "device", "precision", "depth")
-    return {name: getattr(args, name) for name in (*names, *more)}
+    data = ("data_dir", "retain_data", "test_data", "classes", "on_bad_image")
+    return {name: getattr(args, name) for name in (*names, *more)} | {name: getattr(args, name, None) for name in data}
 
 
 def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,7 +238,7 @@ def _request(args: argparse.Namespace) -> _run.Request:
         rows=rows,
         target=target,
         goal=args.goal,
-        public=None if args.public is None else _proxies.public(args.public, model, args.forget_seed),
+        public=_data.public(args, model, _proxies.MOST, args.forget_seed),
         limits=limits,
     )
 

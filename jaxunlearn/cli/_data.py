@@ -3,39 +3,223 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from jaxunlearn import data as data_sources
-from jaxunlearn._types import Model
-from jaxunlearn.cli import _model
-from jaxunlearn.data import Reading, Source
+import numpy as np
 
-MISSING = "--data is missing: digits, tfds:NAME or npz:FILE"
+from jaxunlearn import data as data_sources, models
+from jaxunlearn._types import Model, Preprocess, Recipe
+from jaxunlearn.cli import _errors, _model
+from jaxunlearn.data import PictureError, Reading, Source
+
+MISSING = f"--data is missing: {data_sources.KINDS}"
+#: Flags without which a run's data cannot be opened again; a run keeps them as ``extras["reading"]``.
+FLAGS = ("data_dir", "retain_data", "test_data", "on_bad_image")
+#: Pictures that are looked at between two reports of progress.
+_CHUNK = 256
 
 
-def open_with_model(args: argparse.Namespace, run: Any = None) -> tuple[Source, Model]:
+def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = False) -> tuple[Source, Model]:
     """Return the data set and the classifier, checked to fit each other.
 
-    Pictures in files are read as the network's recipe says, so the recipe is found first.
+    Pictures in files are read as the network's recipe says, and class names
+    need its number of outputs, so the network comes first; one of the user's
+    own that takes its size from the data comes after them.
 
     Args:
       args: flags of `jaxunlearn.cli._flags.add_model_flags` and ``add_data_flags``.
       run: a `jaxunlearn.report.Run` to take the checkpoint, and by default the data, of.
+      tell: whether to tell of skipped pictures on standard error (a plan tells of them, where there is one).
 
     Raises:
       ValueError, UserError: data or weights that are absent, damaged or do not fit.
     """
     spec = args.data if args.data is not None or run is None else run.results["data"]
-    source = open_source(args, spec, run)
-    model = _model.load(args, source, run)
+    if spec is None:
+        raise ValueError(MISSING)
+    args = _with_kept(args, run)
+    recipe = _model.recipe_of(args, run)
+    model = None if recipe is None else _model.load(args, None, run)
+    reading = _reading(args, recipe, model)
+    source = _open(args, spec, reading)
+    others = {
+        name: _open(args, getattr(args, f"{name}_data"), reading)
+        for name in ("retain", "test")
+        if getattr(args, f"{name}_data", None) is not None
+    }
+    if others:
+        source = data_sources.join(source, **others)
+    for name, text in source.notes:
+        if tell and name == "skipped":
+            print(f"jaxunlearn: {source.name}: skipped {text}", file=sys.stderr)
+    if model is None:
+        model = _model.load(args, source, run)
     _model.check_fit(model, source)
     return source, model
 
 
 def open_source(args: argparse.Namespace, spec: str | None, run: Any = None) -> Source:
-    """Return a data set, its pictures read as the network that the flags or the run name takes them."""
+    """Return a data set, its pictures read as the network that the flags or the run name takes them.
+
+    The data decide how many classes there are, as for a network that is yet to be trained.
+    """
     if spec is None:
         raise ValueError(MISSING)
-    recipe = _model.recipe_of(args, run)
-    reading = None if recipe is None else Reading(preprocess=recipe.preprocess)
-    return data_sources.open_source(spec, args.data_dir, reading=reading)
+    return _open(args, spec, _reading(args, _model.recipe_of(args, run), None))
+
+
+def public(args: argparse.Namespace, model: Model, most: int, seed: int) -> np.ndarray | None:
+    """Return the user's images of ``--public``, at most so many, drawn by the seed; None where none are given.
+
+    Raises:
+      ValueError: no such data, images of another size or scale, a picture that cannot be read.
+    """
+    if args.public is None:
+        return None
+    reading = _reading(args, model.spec.recipe, model)
+    source = _open(args, args.public, reading, data_sources.open_unlabelled)
+    if source.input_shape != model.spec.input_shape:
+        have, need = ("x".join(map(str, shape)) for shape in (source.input_shape, model.spec.input_shape))
+        raise ValueError(f"the images of --public {args.public} are {have}, the network takes {need}")
+    rows = source.splits["train"]
+    if len(rows) > most:
+        rows = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])]
+    return source.images(rows)
+
+
+def look(source: Source, sets: Mapping[str, np.ndarray]) -> None:
+    """Read the images of some sets before the work, where they stay in memory, so that a bad one is found now."""
+    if source.kept:
+        rows = np.unique(np.concatenate(list(sets.values())))
+        for start in range(0, len(rows), _CHUNK):
+            source.read(rows[start : start + _CHUNK])
+
+
+def record(args: argparse.Namespace, source: Source, run: Any = None) -> dict[str, Any]:
+    """Return what a run must keep to open its data again, and what was skipped."""
+    kept = {name: getattr(_with_kept(args, run), name, None) for name in FLAGS}
+    names = list(source.class_names) if source.class_names else None
+    skipped = {str(source.ids[row]): reason for row, reason in sorted(source.skipped.items())}
+    found = {**kept, "classes": names, "skipped": skipped or None}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def about(source: Source, measured: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
+    """Return lines on the data for the reader: how many, how they were read, which set is not there to be measured."""
+    sizes = ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items() if len(rows))
+    lines = [("data", f"{source.name}: {sizes}"), *source.notes]
+    absent = [] if measured is None else [name for name in ("retain", "test") if name not in measured]
+    if absent:
+        flags = " and ".join(f"--{name}-data" for name in absent)
+        sets = " and ".join({"retain": "D_r", "test": "D_test"}[name] for name in absent)
+        lines.append(("unmeasured", f"{sets}: there are no other images; {flags} would give them"))
+    return lines
+
+
+def _open(
+    args: argparse.Namespace,
+    spec: str,
+    reading: Reading,
+    opener: Callable[..., Source] = data_sources.open_source,
+) -> Source:
+    """Return a source whose bad pictures are the user's mistake whenever they are met."""
+    specs = (getattr(args, name, None) for name in ("data", "retain_data", "test_data", "public"))
+    in_vain = not any(_takes_folder(other or "") for other in (spec, *specs))
+    folder = args.data_dir if in_vain or _takes_folder(spec) else None
+    source = opener(spec, folder, reading=reading)
+    return dataclasses.replace(source, read=_Told(source.read))
+
+
+def _takes_folder(spec: str) -> bool:
+    return spec.partition(":")[0] in data_sources.WITH_DIR
+
+
+class _Told:
+    """Read rows; a picture that cannot be read is a `UserError`."""
+
+    def __init__(self, read: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._read = read
+
+    def __call__(self, rows: np.ndarray) -> np.ndarray:
+        try:
+            return self._read(rows)
+        except PictureError as error:
+            raise _errors.UserError(str(error)) from error
+
+
+def _with_kept(args: argparse.Namespace, run: Any) -> argparse.Namespace:
+    """Return the flags, with those that a run was given where none are given now."""
+    kept = {} if run is None else (run.results.get("extras") or {}).get("reading") or {}
+    if not kept:
+        return args
+    filled = argparse.Namespace(**vars(args))
+    if args.data is None:
+        for name in FLAGS:
+            if getattr(args, name, None) is None:
+                setattr(filled, name, kept.get(name))
+    filled.kept_classes = kept.get("classes")
+    return filled
+
+
+def _reading(args: argparse.Namespace, recipe: Recipe | None, model: Model | None) -> Reading:
+    """Return how pictures in files become what a network takes; what no network says is left to the data."""
+    count = None if model is None else model.spec.num_classes
+    shape = None if model is None else model.spec.input_shape
+    if shape is None and recipe is not None:
+        shape = dict(recipe.kwargs).get("input_shape")
+    classes, origin = _classes(args, count)
+    return Reading(
+        preprocess=_preprocess(recipe, shape),
+        channels=shape[2] if shape is not None and len(shape) == 3 else None,
+        num_classes=count,
+        classes=classes,
+        classes_from=origin,
+        on_bad_image=getattr(args, "on_bad_image", None) or "fail",
+    )
+
+
+def _preprocess(recipe: Recipe | None, shape: Any) -> Preprocess | None:
+    """Return the recipe's, or its network's usual one where an older checkpoint has none."""
+    if recipe is None or shape is None or len(shape) != 3:
+        return None
+    if recipe.preprocess is not None:
+        return recipe.preprocess
+    count = int(dict(recipe.kwargs)["num_classes"])
+    return models.recipe(recipe.arch, num_classes=count, input_shape=tuple(shape)).preprocess
+
+
+def _classes(args: argparse.Namespace, count: int | None) -> tuple[tuple[str, ...] | None, str]:
+    """Return the names of the outputs in their order and where they are from: a flag, an earlier run, Hugging Face."""
+    file = getattr(args, "classes", None)
+    if file is not None:
+        names, origin = data_sources.read_classes(file), f"--classes {file}"
+        if count is not None and len(names) != count:
+            raise ValueError(f"{origin} has {len(names)} names, the network {count} outputs: it must name each")
+        return names, origin
+    kept = getattr(args, "kept_classes", None)
+    if kept:
+        return tuple(map(str, kept)), "the run"
+    found = _from_hugging_face(getattr(args, "weights", None))
+    if found is not None and (count is None or len(found) == count):
+        return found, f"{args.weights}/config.json"
+    return None, "--classes"
+
+
+def _from_hugging_face(weights: str | None) -> tuple[str, ...] | None:
+    """Return the class names of the ``config.json`` beside the weights, or None where there are no real ones."""
+    if weights is None:
+        return None
+    path = Path(weights).expanduser()
+    try:
+        config = json.loads(((path if path.is_dir() else path.parent) / "config.json").read_text(encoding="utf-8"))
+        given = {int(number): str(name) for number, name in config["id2label"].items()}
+        names = tuple(given[number] for number in range(len(given)))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    made_up = all(name == f"LABEL_{number}" for number, name in enumerate(names))
+    return None if made_up or not names or len(set(names)) < len(names) else names

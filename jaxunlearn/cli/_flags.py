@@ -51,11 +51,38 @@ def add_model_flags(parser: argparse.ArgumentParser, archs: Sequence[str]) -> No
     group.add_argument("--std", type=_numbers, metavar="A,B,C", help="goes with --mean")
 
 
-def add_data_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that name a data set."""
+def add_data_flags(parser: argparse.ArgumentParser, *, apart: bool = False) -> None:
+    """Add the flags that name a data set; with ``apart`` those for retain and test sets that lie elsewhere, too."""
     group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="SOURCE", help="digits, tfds:NAME, tfds:NAME:CONFIG or npz:FILE")
-    group.add_argument("--data-dir", metavar="DIR", help="where the TFDS data lie")
+    group.add_argument(
+        "--data",
+        metavar="SOURCE",
+        help="folder:DIR with CLASS/NAME.jpg (or train/CLASS/NAME.jpg, test/...), csv:FILE with columns file, label, "
+        "parquet:FILE_OR_DIR, npz:FILE, tfds:NAME, tfds:NAME:CONFIG or digits",
+    )
+    if apart:
+        group.add_argument(
+            "--retain-data",
+            metavar="SOURCE",
+            help="the retain set D_r; default: what is left of the training split of --data, if anything",
+        )
+        group.add_argument(
+            "--test-data", metavar="SOURCE", help="the test set D_test; default: the test split of --data, if any"
+        )
+    group.add_argument(
+        "--data-dir", metavar="DIR", help="tfds: where the data lie; csv: the folder that its files are relative to"
+    )
+    group.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="the network's class names, one a line, in the order of its outputs; for data whose classes have names",
+    )
+    group.add_argument(
+        "--on-bad-image",
+        choices=("fail", "skip"),
+        help="what to do about a picture that cannot be read; skip looks at all of them first and lists those it left "
+        "out; default: fail",
+    )
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:

@@ -7,30 +7,14 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from jaxunlearn import _tree, artefacts, data, proxies
+from jaxunlearn import _tree, artefacts, proxies
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.cli import _cache, _errors
 
 #: The user's images that are used, at most.
 MOST = 4000
 SETTINGS = proxies.InversionConfig()
-
-
-def public(spec: str, model: Model, seed: int) -> np.ndarray:
-    """Return the user's unlabelled images, at most `MOST` of them, drawn by the seed.
-
-    Raises:
-      ValueError: no such file, images of another size or scale.
-    """
-    images = data.open_images(spec)
-    if images.shape[1:] != model.spec.input_shape:
-        have, need = ("x".join(map(str, shape)) for shape in (images.shape[1:], model.spec.input_shape))
-        raise ValueError(f"the images of --public {spec} are {have}, the network takes {need}")
-    if len(images) > MOST:
-        images = images[np.sort(np.random.default_rng(seed).permutation(len(images))[:MOST])]
-    return images
 
 
 def inversion(model: Model, n: int) -> Artefact:

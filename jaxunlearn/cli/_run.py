@@ -79,7 +79,7 @@ class Request:
         return self.original or self.model
 
     def sets(self) -> dict[str, np.ndarray]:
-        """Return the rows to measure by set: "forget", "retain" (by default all else in training), "test", where there is one."""
+        """Return the rows to measure by set: "forget", "retain" (by default all else in training), "test", if any."""
         source = self.source
         gone = np.concatenate([self.rows, [item.row for item in self.earlier]]).astype(np.intp)
         sets = {

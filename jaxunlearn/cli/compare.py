@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import methods, models
-from jaxunlearn.cli import _comparison, _errors, _flags, _output
+from jaxunlearn.cli import _comparison, _data, _errors, _flags, _output
 from jaxunlearn.cli._comparison import FACTORS, Entry
 
 BEFORE, RUNS = "before.json", "runs"
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     _flags.add_model_flags(parser, models.names())
-    _flags.add_data_flags(parser)
+    _flags.add_data_flags(parser, apart=True)
     group = parser.add_argument_group("request")
     group.add_argument("--forget", metavar="SPEC", required=True, help="as for `jaxunlearn unlearn`")
     group.add_argument("--forget-seed", type=_flags.seed, default=0, metavar="N", help="of random:K; default: 0")
@@ -115,7 +115,7 @@ def _check(args: argparse.Namespace) -> None:
     if args.trials > len(FACTORS):
         raise _errors.UserError(f"--trials must be at most {len(FACTORS)}; got {args.trials}")
     if args.data is None:
-        raise _errors.UserError("--data is missing: digits, tfds:NAME or npz:FILE")
+        raise _errors.UserError(_data.MISSING)
     if args.weights is None:
         raise _errors.UserError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
     if args.target is not None and args.goal != "relabel":
@@ -173,6 +173,7 @@ def _about(facts: Mapping[str, Any], args: argparse.Namespace) -> list[tuple[str
     return [
         ("network", facts["network"]),
         ("data", facts["data"]),
+        *((name, text) for name, text in facts.get("notes", ())),
         ("forget", f"{len(names)} instance{'s' * (len(names) > 1)}: {shown}"),
         ("goal", args.goal),
         ("measured", ", ".join(f"{n:,} {name}{sample if name == 'retain' else ''}" for name, n in sizes.items())),

@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     out = _out(args)
     with _device.chosen(args), _progress.shown(quiet=args.quiet), _errors.user_input():
-        source, model = _data.open_with_model(args)
+        source, model = _data.open_with_model(args, tell=True)
         began = time.perf_counter()
         patterns = [pattern.strip() for pattern in args.layers.split(",") if pattern.strip()]
         artefact = curvature.moments_artefact(model, source.view(source.splits["train"]), layers=patterns)

@@ -19,6 +19,7 @@ from jaxunlearn import (
     artefacts,
     checkpoint,
     curvature,
+    data as data_sources,
     inference,
     models,
     proxies,
@@ -97,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
 def _check(args: argparse.Namespace) -> None:
     """Raise a `UserError` for what is missing or out of range, before any work."""
     with _errors.user_input():
-        for name, what in (("data", "digits, tfds:NAME or npz:FILE"), ("out", "the folder to keep the result in")):
+        for name, what in (("data", data_sources.KINDS), ("out", "the folder to keep the result in")):
             if getattr(args, name) is None:
                 raise ValueError(f"--{name} is missing: {what}")
         if args.arch is None and args.weights is None:
@@ -167,7 +168,7 @@ def _plan(args: argparse.Namespace, model: Model, source: Source, device: str) -
     return [
         ("network", _model.describe(model)),
         ("from", "fresh weights" if args.weights is None else str(args.weights)),
-        ("data", f"{source.name}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())),
+        *_data.about(source),
         ("training", f"{how}, seed {args.seed}"),
         ("device", device),
     ]

@@ -87,13 +87,14 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         epilog=EPILOG,
     )
     _flags.add_model_flags(parser, models.names())
-    _flags.add_data_flags(parser)
+    _flags.add_data_flags(parser, apart=True)
     group = parser.add_argument_group("request")
     group.add_argument(
         "--forget",
         metavar="SPEC",
         required=True,
-        help="ids (36044,49165), @FILE with one id a line, class:3, class:NAME, or random:16 (by --seed)",
+        help="ids or file names (36044,49165), @FILE with one a line or a CSV with a column id or file, row:17,18, "
+        "class:3, class:NAME, COLUMN=VALUE (person=4711), all, or random:16 (by --seed)",
     )
     group.add_argument("--goal", choices=("misclassify", "relabel"), default="misclassify", help="default: misclassify")
     group.add_argument(
@@ -119,7 +120,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
     group.add_argument(
         "--public",
         metavar="SOURCE",
-        help=f"unlabelled images of yours: npz:FILE with an array x, at most {_proxies.MOST:,} of them are used",
+        help=f"unlabelled images of yours, as for --data; at most {_proxies.MOST:,} of them are used",
     )
     group.add_argument(
         "--inversion",
@@ -164,10 +165,12 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
 def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: str, device: str) -> int:
     seconds: dict[str, float] = {}
     with _errors.user_input(), _run.timed(seconds, "load"), _progress.shown(quiet=args.quiet):
-        request, previous = _request(args, spec)
+        request, previous, reading = _request(args, spec)
         problem = request.problem(spec)
         loop.check(spec, problem, config)
         _check_layers(request, config)
+        if not args.dry_run:
+            _data.look(request.source, request.sets())
     if args.dry_run or not args.quiet:
         _output.facts(_plan(request, spec, config, args, device))
     if args.dry_run:
@@ -185,6 +188,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         "precision": args.precision,
         "from": previous,
         "eval_limit": args.eval_limit,
+        "reading": reading,
         "public": args.public,
         "first_network": _first(request, spec),
     }
@@ -219,8 +223,8 @@ def _check_layers(request: _run.Request, config: Any) -> None:
             raise ValueError(f"--layers: {error}") from None
 
 
-def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str | None]:
-    """Return what is asked, and the folder of the run it goes on from."""
+def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str | None, dict[str, Any]]:
+    """Return what is asked, the folder of the run it goes on from, and how the data are opened again."""
     previous = None if args.previous is None else report.read_run(args.previous)
     source, model = _data.open_with_model(args, previous)
     rows = data_sources.parse_forget(args.forget, source, seed=args.seed)
@@ -239,11 +243,12 @@ def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, 
         earlier=[] if previous is None else _run.earlier_of(previous, source, rows),
         original=None if previous is None else _model.original(origin, model),
         origin=origin,
-        public=None if args.public is None else _proxies.public(args.public, model, args.seed),
+        public=_data.public(args, model, _proxies.MOST, args.seed),
         artefacts=_artefacts(args.artefact, spec, model, previous) | _anchors(args.anchors, model),
         limits={} if args.eval_limit is None else dict.fromkeys(("retain", "test"), args.eval_limit),
     )
-    return request, None if previous is None else str(previous.path)
+    reading = _data.record(args, source, previous)
+    return request, None if previous is None else str(previous.path), reading
 
 
 def _artefacts(
@@ -296,7 +301,7 @@ def _plan(
     limit += ", and how deep it goes" if args.measure_depth else ""
     pairs = [
         ("network", _model.describe(request.model)),
-        ("data", f"{source.name}: " + ", ".join(f"{len(rows):,} {name}" for name, rows in source.splits.items())),
+        *_data.about(source, sets),
         ("forget", f"{len(names)} instance{'s' * (len(names) > 1)}: {shown}"),
         ("goal", goal[request.goal]),
         ("method", f"{spec.name}, seed {request.seed}, " + (", ".join(changed) or "default hyper-parameters")),

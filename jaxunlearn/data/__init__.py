@@ -8,7 +8,24 @@
 
 from jaxunlearn.data._source import Reading, Source, View
 from jaxunlearn.data.forget import parse_forget, parse_targets
+from jaxunlearn.data.joined import join
+from jaxunlearn.data.labels import read_classes
 from jaxunlearn.data.npz import open_images
-from jaxunlearn.data.sources import open_source
+from jaxunlearn.data.pictures import PictureError
+from jaxunlearn.data.sources import KINDS, WITH_DIR, open_source, open_unlabelled
 
-__all__ = ["Reading", "Source", "View", "open_images", "open_source", "parse_forget", "parse_targets"]
+__all__ = [
+    "KINDS",
+    "PictureError",
+    "Reading",
+    "Source",
+    "View",
+    "WITH_DIR",
+    "join",
+    "open_images",
+    "open_source",
+    "open_unlabelled",
+    "parse_forget",
+    "parse_targets",
+    "read_classes",
+]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,13 +17,25 @@ from jaxunlearn._types import Preprocess
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How pictures in files become a data set of one size.
+    """How pictures in files become a data set of one size, and what is known of the network's classes.
 
     Attributes:
       preprocess: how a picture of any size is made to fit, or None: all must have one size.
+      channels: 1 or 3, or None: as the first picture has them.
+      num_classes: C of the network, or None: the data decide.
+      classes: the name of each output, in their order, or None.
+      classes_from: what a message calls the place that they are from.
+      on_bad_image: "fail" raises for a picture that cannot be read; "skip" leaves it out, and looks at all first.
+      labelled: False for pictures without classes: all get the label 0.
     """
 
     preprocess: Preprocess | None = None
+    channels: int | None = None
+    num_classes: int | None = None
+    classes: tuple[str, ...] | None = None
+    classes_from: str = "--classes"
+    on_bad_image: Literal["fail", "skip"] = "fail"
+    labelled: bool = True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,6 +51,12 @@ class Source:
       labels: (n,) int32.
       splits: rows of each split, ascending; always "train", "test" where there is one.
       read: ``read(rows) -> (len(rows), *input_shape)``, uint8 or floats in [0, 1].
+      columns: further facts of every row, (n,) str each, for queries.
+      files: where each picture lies, or None where they have no files of their own.
+      skipped: why a row is in no split, by row.
+      retain: rows to measure as the retain set in place of the rest of "train", or None.
+      kept: whether images that were read stay in memory, so that reading them early costs nothing.
+      notes: (name, text) pairs on how it was read, for the reader.
     """
 
     name: str
@@ -47,6 +67,12 @@ class Source:
     labels: np.ndarray
     splits: Mapping[str, np.ndarray]
     read: Callable[[np.ndarray], np.ndarray]
+    columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    files: Sequence[Path | None] | None = None
+    skipped: Mapping[int, str] = dataclasses.field(default_factory=dict)
+    retain: np.ndarray | None = None
+    kept: bool = False
+    notes: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if len(self._by_id) < len(self.ids):
@@ -82,20 +108,49 @@ class Source:
         known = f" or one of {', '.join(self.class_names[:12])}" if self.class_names else ""
         raise ValueError(f"no class {text!r} in {self.name}: give a label from 0 to {count - 1}{known}")
 
-    def split_of(self, row: int) -> str:
-        """Return the name of the split that holds a row."""
-        return next(name for name, rows in self.splits.items() if row in rows)
+    def split_of(self, row: int) -> str | None:
+        """Return the name of the split that holds a row, or None where it was skipped."""
+        return next((name for name, rows in self.splits.items() if row in rows), None)
+
+    def retained(self, gone: Any) -> np.ndarray:
+        """Return the rows of the retain set: all of it without those that are to be forgotten, ascending."""
+        return np.setdiff1d(self.splits["train"] if self.retain is None else self.retain, gone)
 
     def row_of(self, text: str) -> int | None:
         """Return the row of an id, or None.
 
         Zeros before a closing number do not matter (``train_42`` is
-        ``train_00042``); a plain number is the training id that ends in it.
+        ``train_00042``); a plain number is the training id that ends in it. A
+        file name stands for the id or the file that ends in it.
         """
         row = self._by_id.get(text)
         if row is None and (key := _prefix_and_number(text)):
             row = self._by_number.get(key)
+        if row is None and len(found := self.rows_named(text)) == 1:
+            row = found[0]
         return row
+
+    def rows_named(self, text: str) -> list[int]:
+        """Return the rows whose id or file ends in this path, however its letters are composed."""
+        path = unicodedata.normalize("NFC", text)
+        rows = self._by_file.get(path.rpartition("/")[2], [])
+        files = [self.ids, *([self.columns["file"]] if "file" in self.columns else [])]
+
+        def ends(row: int) -> bool:
+            names = (unicodedata.normalize("NFC", str(column[row])) for column in files)
+            return any(name == path or name.endswith("/" + path) for name in names)
+
+        return [row for row in rows if ends(row)]
+
+    @functools.cached_property
+    def _by_file(self) -> dict[str, list[int]]:
+        rows: dict[str, list[int]] = {}
+        for column in (self.ids, self.columns.get("file", self.ids)):
+            for row, name in enumerate(column.tolist()):
+                found = rows.setdefault(unicodedata.normalize("NFC", name).rpartition("/")[2], [])
+                if not found or found[-1] != row:
+                    found.append(row)
+        return {name: sorted(set(found)) for name, found in rows.items()}
 
     @functools.cached_property
     def _by_id(self) -> dict[str, int]:
@@ -116,7 +171,7 @@ class Source:
 
 
 def _prefix_and_number(text: str) -> tuple[str, int] | None:
-    match = re.fullmatch(r"(.*?)(\d+)", text, re.ASCII)
+    match = re.fullmatch(r"(.*?)(\d{1,18})", text, re.ASCII)
     return (match[1], int(match[2])) if match else None
 
 

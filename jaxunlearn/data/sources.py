@@ -1,19 +1,32 @@
-"""One spec, one data set: ``digits``, ``tfds:NAME[:CONFIG]`` or ``npz:FILE``."""
+"""One spec, one data set: ``digits``, ``npz:``, ``tfds:``, ``folder:``, ``csv:`` and ``parquet:``."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
+
 from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.digits import open_digits
-from jaxunlearn.data.npz import open_npz
+from jaxunlearn.data.folder import open_folder
+from jaxunlearn.data.npz import open_images, open_npz
+from jaxunlearn.data.parquet import open_parquet
+from jaxunlearn.data.table import open_csv
 from jaxunlearn.data.tfds_source import open_tfds
+
+#: Every spec, for messages.
+KINDS = "digits, folder:DIR, csv:FILE, npz:FILE, parquet:FILE_OR_DIR, tfds:NAME or tfds:NAME:CONFIG"
+#: Specs that have a use for a data folder.
+WITH_DIR = ("tfds", "csv")
 
 
 def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | None = None) -> Source:
     """Open a data set by its spec.
 
     Args:
-      spec: ``digits``, ``tfds:NAME``, ``tfds:NAME:CONFIG`` or ``npz:FILE``.
-      data_dir: where TFDS data lie; only for ``tfds:``.
+      spec: ``digits``, ``tfds:NAME``, ``tfds:NAME:CONFIG``, ``npz:FILE``,
+        ``folder:DIR``, ``csv:FILE`` or ``parquet:FILE_OR_DIR``.
+      data_dir: where TFDS data lie; for ``csv:`` the folder that files are relative to.
       reading: how pictures in files become arrays; sources of one size have no use for it.
 
     Raises:
@@ -24,14 +37,50 @@ def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | No
     >>> source.input_shape, {name: len(rows) for name, rows in source.splits.items()}
     ((8, 8, 1), {'train': 1540, 'test': 257})
     """
-    del reading
     kind, _, rest = spec.partition(":")
+    if "\0" in spec:
+        raise ValueError(f"unknown data source {spec!r}: give {KINDS}")
     if kind == "tfds" and rest:
         return open_tfds(rest, data_dir)
+    if kind == "csv" and rest:
+        return open_csv(rest, data_dir, reading)
     if data_dir is not None:
-        raise ValueError(f"--data-dir is for tfds: sources only; got {data_dir!r} with {spec!r}")
+        raise ValueError(f"--data-dir is for tfds: and csv: sources only; got {data_dir!r} with {spec!r}")
     if spec == "digits":
         return open_digits()
     if kind == "npz" and rest:
         return open_npz(rest)
-    raise ValueError(f"unknown data source {spec!r}: give digits, tfds:NAME, tfds:NAME:CONFIG or npz:FILE")
+    if kind == "folder" and rest:
+        return open_folder(rest, reading)
+    if kind == "parquet" and rest:
+        return open_parquet(rest, reading)
+    raise ValueError(f"unknown data source {spec!r}: give {KINDS}")
+
+
+def open_unlabelled(spec: str, data_dir: str | None = None, *, reading: Reading | None = None) -> Source:
+    """Open images without classes, all of them in the split "train" and with the label 0.
+
+    The same specs as `open_source`. A folder may hold pictures outside of class
+    folders, a CSV file needs no column but ``file``, an archive no array but ``x``.
+
+    Raises:
+      ValueError, ModuleNotFoundError: as `open_source`.
+    """
+    reading = dataclasses.replace(reading or Reading(), labelled=False)
+    kind, _, rest = spec.partition(":")
+    if kind == "npz" and rest:
+        x = open_images(spec)
+        rows = np.arange(len(x))
+        return Source(
+            name=spec,
+            num_classes=1,
+            input_shape=x.shape[1:],
+            class_names=None,
+            ids=rows.astype(str),
+            labels=np.zeros(len(x), np.int32),
+            splits={"train": rows},
+            read=x.__getitem__,
+        )
+    source = open_source(spec, data_dir, reading=reading)
+    rows = np.setdiff1d(np.arange(len(source.ids)), list(source.skipped))
+    return dataclasses.replace(source, labels=np.zeros(len(source.ids), np.int32), splits={"train": rows})

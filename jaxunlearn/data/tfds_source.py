@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxunlearn.data._kept import Kept
 from jaxunlearn.data._source import Source
 
 _CHUNK = 1000
@@ -174,27 +174,13 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _Images:
+class _Images(Kept):
     """Read rows of all splits, keeping decoded pixels while they fit."""
 
     def __init__(self, builder: Any, image: str, shape: tuple[int, ...], splits: dict[str, np.ndarray]):
-        self._builder, self._image, self._shape, self._splits = builder, image, shape, splits
+        super().__init__(sum(len(rows) for rows in splits.values()), shape, CACHE_BYTES)
+        self._builder, self._image, self._splits = builder, image, splits
         self._sources = {split: builder.as_data_source(split) for split in splits}
-        total = sum(len(rows) for rows in splits.values())
-        keep = total * int(np.prod(shape)) <= CACHE_BYTES
-        self._lock = threading.Lock()
-        self._kept = np.empty((total, *shape), np.uint8) if keep else None  # pages are committed when written
-        self._have = np.zeros(total, bool)
-
-    def __call__(self, rows: np.ndarray) -> np.ndarray:
-        if self._kept is None:
-            return self._decode(rows)
-        with self._lock:
-            missing = np.unique(rows[~self._have[rows]])
-            if len(missing):
-                self._kept[missing] = self._decode(missing)
-                self._have[missing] = True
-        return self._kept[rows]
 
     def _decode(self, rows: np.ndarray) -> np.ndarray:
         out = np.empty((len(rows), *self._shape), np.uint8)
