@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxunlearn.data._source import Source
+from jaxunlearn.data.pictures import name_of
 from jaxunlearn.data.table import read_table
 
 
@@ -183,9 +184,9 @@ def _named_rows(names: list[str], source: Source) -> np.ndarray:
     if unknown:
         same = source.rows_named(unknown[0])
         if len(same) > 1:
-            shown = ", ".join(source.ids[same[:3]]) + (", ..." if len(same) > 3 else "")
+            shown = ", ".join(map(name_of, source.ids[same[:3]])) + (", ..." if len(same) > 3 else "")
             raise ValueError(f"{unknown[0]!r} names {len(same)} instances ({shown}): write the whole id")
-        examples = source.ids[source.splits["train"][[0, -1]]]
+        examples = [name_of(name) for name in source.ids[source.splits["train"][[0, -1]]]]
         raise ValueError(
             f"unknown id{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown[:5]))}"
             f"{f' and {len(unknown) - 5} more' if len(unknown) > 5 else ''}: "
@@ -200,17 +201,21 @@ def _checked_rows(found: list[int], names: list[str], source: Source) -> np.ndar
     train = np.isin(rows, source.splits["train"])
     for name, row in zip(names, found, strict=True):
         if row in source.skipped:
-            raise ValueError(f"instance {name} was skipped, it {source.skipped[row]}: it cannot be forgotten unseen")
+            raise ValueError(
+                f"instance {name_of(name)} was skipped, it {source.skipped[row]}: it cannot be forgotten unseen"
+            )
     if not train.all():
         at = int(np.argmin(train))
         split = source.split_of(found[at])
         where = f"in the split {split!r}" if split else "of no split of --data"
-        raise ValueError(f"instance {names[at]} is {where}: only training instances can be forgotten")
+        raise ValueError(f"instance {name_of(names[at])} is {where}: only training instances can be forgotten")
     values, counts = np.unique(rows, return_counts=True)
     if counts.max() > 1:
         row = values[counts > 1][0]
         spelt = sorted({name for name, found_row in zip(names, found, strict=True) if found_row == row})
-        raise ValueError(f"instance {' = '.join(spelt)} is named {counts.max()} times: name each instance once")
+        raise ValueError(
+            f"instance {' = '.join(map(name_of, spelt))} is named {counts.max()} times: name each instance once"
+        )
     return rows
 
 
@@ -230,7 +235,7 @@ def _lines(path: str) -> list[str]:
 def _ids_in(path: str, source: Source) -> list[str]:
     """Return the ids of a file: its lines, or the column ``id`` or ``file`` of a CSV file."""
     lines = _lines(path)
-    header = [name.strip().lower() for name in lines[0].split(",")]
+    header = [name.strip().strip('"').lower() for name in lines[0].split(",")]
     column = next((name for name in ("id", "file") if name in header), None)
     if column is not None and source.row_of(lines[0]) is None:
         header, rows = read_table(path, (column,))

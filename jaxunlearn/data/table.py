@@ -107,7 +107,7 @@ def read_table(path: str, needed: tuple[str, ...]) -> tuple[list[str], list[tupl
 
 
 def _rows(path: str, text: str) -> Iterator[tuple[int, list[str]]]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     line = 1
     while True:
         try:
