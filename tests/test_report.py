@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxunlearn import checkpoint, report
 from jaxunlearn._types import Batch, Model, ModelSpec, Recipe, Result
-from jaxunlearn.report import figures, folder, page, record, tables
+from jaxunlearn.report import figures, folder, page, record, tables, words
 from tests import tiny
 
 C = 10
@@ -93,7 +93,7 @@ def test_the_folder_holds_everything_and_nothing_else_beside_it(written):
     _, path = written
     names = {p.name for p in path.iterdir()}
     assert names == {
-        "results.json", "checkpoint", "report.md", "forgotten.png", "curves.png", "transitions.png", "adversarial.png",
+        "results.json", "checkpoint", "report.md", "report.html", "forgotten.png", "curves.png", "transitions.png", "adversarial.png",
     }  # fmt: skip
     assert [p.name for p in path.parent.iterdir()] == ["run"]
     assert report.is_run(path)
@@ -172,7 +172,7 @@ def test_failure_leaves_nothing_behind(tmp_path, monkeypatch, error, stage):
     target = {
         "checkpoint": (checkpoint, "save"),
         "picture": (figures, "forgotten"),
-        "text": (page, "_claims"),
+        "text": (words, "claims"),
         "rename": (folder.os, "replace"),
     }[stage]
     if stage != "checkpoint":
@@ -199,7 +199,7 @@ def test_an_earlier_run_is_replaced_only_when_asked(tmp_path, quick):
     (tmp_path / "run" / "of-the-old-run").touch()
     report.write_run(tmp_path / "run", make(seed=2), overwrite=True)
     assert report.read_run(tmp_path / "run").results["seed"] == 2
-    assert entries(tmp_path) == ["run", "run/checkpoint", "run/report.md", "run/results.json"]
+    assert entries(tmp_path) == ["run", "run/checkpoint", "run/report.html", "run/report.md", "run/results.json"]
 
 
 @pytest.mark.parametrize("calls", [0, 1])

@@ -144,6 +144,7 @@ def run(
     before: Measured,
     *,
     deep: bool = False,
+    images: bool = True,
     command: str | None = None,
     seconds: Mapping[str, float] | None = None,
     extras: Mapping[str, Any] | None = None,
@@ -155,6 +156,7 @@ def run(
       spec, config: the method and its hyper-parameters.
       before: the model measured before.
       deep: whether to measure how deep the forgetting goes, too (`jaxunlearn.audits.depth`).
+      images: whether reports may show the instances.
       command: the command line.
       seconds: phases that were timed before this call.
       extras: further facts for the record.
@@ -220,6 +222,7 @@ def run(
         origin=request.origin,
         curve={"test": watch.points} if watch.points else {},
         earlier=measure_earlier(result.model, request),
+        images=images,
         extras=extras or {},
     )
 

@@ -156,6 +156,12 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         help="measure how deep it goes, too: mirrored, shifted and noisy versions of the images, small perturbations, "
         "relearning",
     )
+    group.add_argument(
+        "--no-images",
+        dest="images",
+        action="store_false",
+        help="leave the images themselves, and what is made from them, out of reports",
+    )
     group.add_argument("--dry-run", action="store_true", help="say what would be done, estimate memory and time, stop")
     _flags.add_run_flags(parser)
     _flags.add_method_flags(parser, spec)
@@ -200,7 +206,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
             problem = request.problem(spec)
         before = _run.Measured(request.model, request, when="before")
         about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
-        record = _run.run(request, problem, spec, config, before, deep=args.measure_depth, **about)
+        record = _run.run(request, problem, spec, config, before, deep=args.measure_depth, images=args.images, **about)
     if record.result.stop_reason == "interrupted" and record.result.steps == 0:
         raise KeyboardInterrupt
     return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))

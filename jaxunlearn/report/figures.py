@@ -25,7 +25,7 @@ FEW_STEPS = 30
 
 
 def draw(folder: Path, record: RunRecord) -> dict[str, str]:
-    """Draw every picture that a record has the data for, and return what each shows by file name."""
+    """Draw every picture that a record has the data for and may show, and return what each shows by file name."""
     makers: dict[str, tuple[Callable[[RunRecord], Any], str]] = {
         "forgotten.png": (forgotten, "The forgotten images: true label, old and new prediction with confidence"),
         "curves.png": (curves, "Accuracy, forgotten instances, and loss or margin over the steps"),
@@ -33,6 +33,8 @@ def draw(folder: Path, record: RunRecord) -> dict[str, str]:
         "adversarial.png": (adversarial, "Adversarial examples of the forget set beside their originals"),
         "proxies.png": (proxies, "Some of the images that stood in for data: on them the old answers were held"),
     }
+    if not record.images:
+        makers = {name: maker for name, maker in makers.items() if name in ("curves.png", "transitions.png")}
     pictures = {}
     for name, (make, caption) in makers.items():
         figure = make(record)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxunlearn.report.record import RunRecord, validate
 
-RESULTS, CHECKPOINT, REPORT = "results.json", "checkpoint", "report.md"
+RESULTS, CHECKPOINT, REPORT, WEB = "results.json", "checkpoint", "report.md", "report.html"
 #: What a folder of a training has in the place of ``results.json``.
 TRAINING = "training.json"
 
@@ -73,8 +73,8 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marke
 def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: bool = False) -> Path:
     """Write a run folder and return its path.
 
-    The folder holds ``results.json``, ``checkpoint/``, ``report.md``, PNG
-    pictures and the artefacts that the method made (``KIND.safetensors``). It is
+    The folder holds ``results.json``, ``checkpoint/``, ``report.html`` and
+    ``report.md``, PNG pictures and the artefacts that the method made (``KIND.safetensors``). It is
     made beside its final place and renamed, so a failure, a full disk or Ctrl-C
     leaves nothing, and an earlier run as it was.
 
@@ -151,6 +151,7 @@ def _fill(folder: Path, record: RunRecord) -> None:
     from jaxunlearn import artefacts, checkpoint
     from jaxunlearn.report.figures import draw
     from jaxunlearn.report.page import markdown
+    from jaxunlearn.report.web import html
 
     results = record.results
     validate(results)
@@ -160,6 +161,7 @@ def _fill(folder: Path, record: RunRecord) -> None:
         artefacts.save(folder / f"{artefact.kind}.safetensors", artefact)
     pictures = draw(folder, record)
     (folder / REPORT).write_text(markdown(record, pictures), encoding="utf-8")
+    (folder / WEB).write_text(html(record, pictures, folder), encoding="utf-8")
 
 
 def _is_empty_dir(path: Path) -> bool:

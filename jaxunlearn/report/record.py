@@ -52,6 +52,7 @@ class RunRecord:
       earlier: instances of earlier requests measured again, one mapping an
         instance: ``run``, ``id``, ``label``, ``after`` (label now given),
         ``forgotten`` (bool, by the goal of its own request).
+      images: whether reports show the instances themselves, and images made from them.
       extras: further JSON-able facts.
     """
 
@@ -81,6 +82,7 @@ class RunRecord:
     saw: Mapping[str, int] = dataclasses.field(default_factory=dict)
     origin: Mapping[str, str] | None = None
     earlier: Sequence[Mapping[str, Any]] = ()
+    images: bool = True
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
