@@ -8,14 +8,31 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
+
+from jaxunlearn.convert import huggingface
 
 _TORCH = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
 _SUFFIXES = (".safetensors", ".npz", *_TORCH)
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+
+
+class Raw(NamedTuple):
+    """What a file of weights holds, as it is.
+
+    Attributes:
+      path: of the file itself, also where a folder was named.
+      tensors: arrays by the file's own names, in its order and dtypes (bfloat16 by `ml_dtypes`).
+      metadata: of a .safetensors file.
+    """
+
+    path: Path
+    tensors: dict[str, np.ndarray]
+    metadata: dict[str, str]
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
@@ -28,7 +45,7 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     share (``module.``) are cut off.
 
     Args:
-      path: the file.
+      path: the file, or a folder of Transformers.
 
     Returns:
       Arrays by name, in the order of the file.
@@ -38,20 +55,32 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       ValueError: unknown kind of file, a corrupt one, one with more than plain
         tensors in it, or a library that is not installed.
     """
+    return strip_prefix(read_raw(path).tensors)
+
+
+def read_raw(path: str | Path) -> Raw:
+    """Read what `read_state_dict` reads under the file's own names.
+
+    Raises:
+      OSError, ValueError: as `read_state_dict`.
+    """
     path = Path(path)
+    if huggingface.is_folder(path):
+        path = huggingface.weights_file(path)
     if path.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"weights must be a file of kind {', '.join(_SUFFIXES)}; got {path.name!r}")
     with path.open("rb"):  # a missing, unreadable or odd path fails here, with the system's own reason
         pass
+    metadata: dict[str, str] = {}
     if path.suffix.lower() == ".safetensors":
-        tensors = _safetensors(path)
+        tensors, metadata = _safetensors(path)
     elif path.suffix.lower() == ".npz":
         tensors = _npz(path)
     else:
         tensors = _torch(path)
     if not tensors:
         raise ValueError(f"{path.name} holds no tensors")
-    return strip_prefix(tensors)
+    return Raw(path, tensors, metadata)
 
 
 def strip_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,13 +98,16 @@ def strip_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _safetensors(path: Path) -> dict[str, np.ndarray]:
+def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
-        import safetensors.numpy
+        import safetensors
     except ImportError:
         raise ValueError(f"reading {path.name} needs safetensors: pip install 'jaxunlearn[flax]'") from None
     try:
-        return dict(safetensors.numpy.load_file(path))
+        with safetensors.safe_open(path, "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except AttributeError as error:  # a dtype that NumPy has no name for
+        raise ValueError(f"{path.name} has tensors of a kind that cannot be read: {_line(error)}") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path.name} is no complete safetensors file: {_line(error)}") from None
 
@@ -129,14 +161,22 @@ def _plain(path: Path, loaded: Any) -> dict[str, np.ndarray]:
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:
-    """Return an array or a PyTorch tensor as a NumPy array; bfloat16 widens to float32."""
+    """Return an array or a PyTorch tensor as a NumPy array of the same dtype."""
     if not hasattr(value, "detach"):
         return np.asarray(value)
     try:
         tensor = value.detach().cpu()
-        return (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+        if str(tensor.dtype) == "torch.bfloat16":  # which PyTorch does not hand to NumPy
+            return tensor.contiguous().view(dtype=_torch_dtype("int16")).numpy().view(jnp.bfloat16)
+        return np.asarray(tensor.numpy())
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise ValueError(f"tensor {name!r} is no dense array: {_line(error)}") from None
+
+
+def _torch_dtype(name: str) -> Any:
+    import torch
+
+    return getattr(torch, name)
 
 
 def _line(error: BaseException) -> str:

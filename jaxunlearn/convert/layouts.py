@@ -1,12 +1,19 @@
-"""Names and axes of tensors in other libraries, against the paths and axes of Flax."""
+"""Names and axes of tensors in other libraries, against the paths and axes of Flax.
+
+PyTorch's names come in dialects: Transformers has names of its own for networks
+that torchvision has, too, and old files have names that newer ones gave up.
+`choose` finds the layout of a file by its names.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
+
+from jaxunlearn.convert import dialects
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -22,19 +29,21 @@ class Layout(NamedTuple):
     """How a library lays out a network's tensors.
 
     Attributes:
+      name: of the layout, to be shown.
       separator: between the steps of a name.
-      kernel: the last step of the name of a dense or convolution kernel.
       class_axis: of the classifier's kernel and bias, the axis of the classes.
       tensors: ``tensors(shapes, names)`` gives, for shapes by path here, name
         and shape there; ``names`` are those of a file.
       to_flax: ``to_flax(path, array, shape)`` gives the array here, of that shape.
+      from_flax: ``from_flax(path, array, shape)`` gives the array there, of that shape.
     """
 
+    name: str
     separator: str
-    kernel: str
     class_axis: int
-    tensors: Callable[[Mapping[str, Shape], Container[str]], dict[str, tuple[str, Shape]]]
+    tensors: Callable[[Mapping[str, Shape], Collection[str]], dict[str, tuple[str, Shape]]]
     to_flax: Callable[[str, np.ndarray, Shape], np.ndarray]
+    from_flax: Callable[[str, np.ndarray, Shape], np.ndarray]
 
 
 def torch_name(path: str) -> str:
@@ -42,14 +51,16 @@ def torch_name(path: str) -> str:
 
     >>> torch_name("layer1_0/downsample_1/var"), torch_name("encoder_layer__0/in_proj_kernel")
     ('layer1.0.downsample.1.running_var', 'encoder_layer_0.in_proj_weight')
+    >>> torch_name("features_2/conv_0_1/scale")
+    'features.2.conv.0.1.weight'
     """
     *modules, leaf = _split(path, "PyTorch", _TORCH)
     return ".".join([*(_torch_module(name) for name in modules), _TORCH[leaf]])
 
 
 def _torch_module(name: str) -> str:
-    """One underscore before a number is a dot there, two are one underscore."""
-    return re.sub(r"__(\d+)$", r"_\1", name) if re.search(r"__\d+$", name) else re.sub(r"_(\d+)$", r".\1", name)
+    """Before the numbers at the end, one underscore is a dot there, two are one underscore."""
+    return re.sub(r"(__?)(\d+)(?=(?:__?\d+)*$)", lambda m: ("_" if m[1] == "__" else ".") + m[2], name)
 
 
 def to_torch(path: str, array: np.ndarray) -> np.ndarray:
@@ -57,9 +68,12 @@ def to_torch(path: str, array: np.ndarray) -> np.ndarray:
     return np.moveaxis(array, (-1, -2), (0, 1)) if path.endswith("kernel") else array
 
 
-def _torch_tensors(shapes: Mapping[str, Shape], names: Container[str]) -> dict[str, tuple[str, Shape]]:
-    del names
-    return {path: (torch_name(path), _torch_shape(path, shape)) for path, shape in shapes.items()}
+def _torch_tensors(rename: Callable[[str], str]) -> Callable[..., dict[str, tuple[str, Shape]]]:
+    def tensors(shapes: Mapping[str, Shape], names: Collection[str]) -> dict[str, tuple[str, Shape]]:
+        del names
+        return {path: (rename(torch_name(path)), _torch_shape(path, shape)) for path, shape in shapes.items()}
+
+    return tensors
 
 
 def _torch_shape(path: str, shape: Shape) -> Shape:
@@ -71,7 +85,12 @@ def _from_torch(path: str, array: np.ndarray, shape: Shape) -> np.ndarray:
     return np.moveaxis(array, (1, 0), (-2, -1)) if path.endswith("kernel") else array
 
 
-def _keras_tensors(shapes: Mapping[str, Shape], names: Container[str]) -> dict[str, tuple[str, Shape]]:
+def _to_torch(path: str, array: np.ndarray, shape: Shape) -> np.ndarray:
+    del shape
+    return to_torch(path, array)
+
+
+def _keras_tensors(shapes: Mapping[str, Shape], names: Collection[str]) -> dict[str, tuple[str, Shape]]:
     out = {}
     for path, shape in shapes.items():
         *modules, leaf = _split(path, "Keras", _KERAS)
@@ -94,11 +113,78 @@ def _split(path: str, library: str, known: Mapping[str, str]) -> list[str]:
     return parts
 
 
-TORCH = Layout(".", "weight", 0, _torch_tensors, _from_torch)
-#: Depthwise kernels are (height, width, channels, 1) there and (height, width, 1, channels) here.
-KERAS = Layout("/", "kernel", -1, _keras_tensors, lambda path, array, shape: array.reshape(shape))
+def _torch(name: str, rename: Callable[[str], str]) -> Layout:
+    return Layout(name, ".", 0, _torch_tensors(rename), _from_torch, _to_torch)
 
 
-def of(names: Iterable[str]) -> Layout:
-    """Return the layout that the names are of: Keras's have slashes, PyTorch's cannot."""
-    return KERAS if any("/" in name for name in names) else TORCH
+def _reshaped(path: str, array: np.ndarray, shape: Shape) -> np.ndarray:
+    """Depthwise kernels are (height, width, channels, 1) there and (height, width, 1, channels) here."""
+    del path
+    return array.reshape(shape)
+
+
+TORCH = _torch("PyTorch", str)
+KERAS = Layout("Keras", "/", -1, _keras_tensors, _reshaped, _reshaped)
+#: All layouts by name; of equally good ones the first is chosen.
+LAYOUTS = {TORCH.name: TORCH, **{name: _torch(name, rename) for name, rename in dialects.DIALECTS.items()}}
+LAYOUTS[KERAS.name] = KERAS
+
+
+def of_arch(arch: str) -> Layout:
+    """Return the layout of a network's original, by the name of the network here."""
+    if arch.startswith("mobilenet_v1"):
+        return KERAS
+    return LAYOUTS[_OF_ARCH[arch]] if arch in _OF_ARCH else TORCH
+
+
+_OF_ARCH = {
+    "hf_resnet": "Transformers ResNet",
+    "hf_mobilenet_v2": "Transformers MobileNetV2",
+    "hf_vit": "Transformers ViT",
+}
+
+
+def choose(names: Collection[str], shapes: Mapping[str, Shape]) -> Layout:
+    """Return the layout that most of a network's names in a file are of: Keras's where they have slashes.
+
+    Args:
+      names: of the file's tensors.
+      shapes: of the network's arrays, by path here.
+
+    >>> choose(["linear.weight", "linear.bias"], {"fc/kernel": (2, 3), "fc/bias": (3,)}).name
+    'kuangliu'
+    """
+    return KERAS if any("/" in name for name in names) else choose_torch(names, shapes)
+
+
+def choose_torch(names: Collection[str], shapes: Mapping[str, Shape]) -> Layout:
+    """Return the dialect of PyTorch's names that most of a network's names in a file are of."""
+    known, best, most = set(names), TORCH, -1
+    for layout in LAYOUTS.values():
+        if layout is not KERAS:
+            found = sum(name in known for name, _ in layout.tensors(shapes, names).values())
+            if found > most:
+                best, most = layout, found
+    return best
+
+
+def head_layer(layout: Layout, head: Iterable[str]) -> str:
+    """Return the name there of the classifier layer, "" where there is none.
+
+    >>> head_layer(TORCH, ("classifier_1",))
+    'classifier.1'
+    """
+    path = "/".join((*head, "kernel"))
+    if path == "kernel":
+        return ""
+    return layout.tensors({path: (1, 1)}, ())[path][0].rpartition(layout.separator)[0]
+
+
+def class_count(tensors: Mapping[str, np.ndarray], head: Iterable[str]) -> int | None:
+    """Return the number of classes in the classifier's tensor, in whatever layout it is found."""
+    head = tuple(head)
+    for layout in LAYOUTS.values():
+        name = layout.separator.join((head_layer(layout, head), "kernel" if layout is KERAS else "weight"))
+        if name in tensors and tensors[name].ndim:
+            return int(tensors[name].shape[layout.class_axis])
+    return None

@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,71 +18,58 @@ import jax
 from jaxunlearn import _validate, wrappers
 from jaxunlearn._types import Array, Model, Preprocess, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
-from jaxunlearn.models.mobilenet import MobileNetV1
-from jaxunlearn.models.resnet import ResNet
-from jaxunlearn.models.vit import ViT
+from jaxunlearn.models.registry import ALIASES, ARCHS, Arch
 
-__all__ = ["from_recipe", "names", "recipe"]
-
-
-class _Arch(NamedTuple):
-    """A network's fields and what it takes for granted."""
-
-    fields: dict[str, Any]
-    num_classes: int
-    input_shape: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    network: type[nn.Module] = ResNet
-    #: Side of the input over the shorter side that a picture is resized to before its middle is cut out.
-    crop: float = 1.0
-    resample: str = "bilinear"
-
-
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_CIFAR10 = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-_DIGITS = ((0.3053,), (0.3760,))
-#: From [0, 1] to [-1, 1].
-_CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-
-
-def _cifar(depth: int, shortcut: str) -> _Arch:
-    blocks = (depth - 2) // 6
-    fields = dict(depths=(blocks,) * 3, widths=(16, 32, 64), shortcut=shortcut)
-    # The widespread third-party weights were trained with ImageNet's normalisation.
-    return _Arch(fields, 10, (32, 32, 3), *_IMAGENET)
-
-
-def _wide(depths: tuple[int, ...], stem: str = "imagenet", max_pool: bool = True, **more: Any) -> dict[str, Any]:
-    layout = dict(depths=depths, widths=(64, 128, 256, 512), shortcut="downsample", head="fc")
-    return layout | dict(stem=stem, max_pool=max_pool) | more
-
-
-def _vit(patch: int, width: int, depth: int, heads: int) -> dict[str, Any]:
-    return dict(patch=patch, width=width, depth=depth, heads=heads, hidden=4 * width)
-
-
-def _mobilenet(width: float) -> _Arch:
-    return _Arch(dict(width=width), 1000, (224, 224, 3), *_CENTRED, network=MobileNetV1)
-
-
-_ARCHS: dict[str, _Arch] = {
-    "digits_cnn": _Arch(dict(depths=(1, 2), widths=(16, 32)), 10, (8, 8, 1), *_DIGITS),
-    **{f"cifar_resnet{n}": _cifar(n, "A") for n in (8, 14, 20, 32, 44, 56, 110)},
-    **{f"cifar_resnet{n}b": _cifar(n, "shortcut") for n in (8, 14, 20, 32, 44, 56, 110)},
-    "resnet18_cifar": _Arch(_wide((2, 2, 2, 2), "cifar", False), 10, (32, 32, 3), *_CIFAR10),
-    "resnet18_cifar_pool": _Arch(_wide((2, 2, 2, 2), "cifar"), 10, (32, 32, 3), *_CIFAR10),
-    "resnet18": _Arch(_wide((2, 2, 2, 2)), 1000, (224, 224, 3), *_IMAGENET, crop=0.875),
-    "resnet50": _Arch(_wide((3, 4, 6, 3), bottleneck=True), 1000, (224, 224, 3), *_IMAGENET, crop=0.875),
-    "vit_tiny_cifar": _Arch(_vit(4, 192, 6, 3), 10, (32, 32, 3), *_CIFAR10, network=ViT),
-    "vit_b_16": _Arch(_vit(16, 768, 12, 12), 1000, (224, 224, 3), *_IMAGENET, network=ViT, crop=0.875),
-    **{f"mobilenet_v1_{percent:03d}": _mobilenet(percent / 100) for percent in (25, 50, 75, 100)},
-}
+__all__ = ["aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
 
 
 def names() -> tuple[str, ...]:
     """Return the names of the networks, in order of size within a family."""
-    return tuple(_ARCHS)
+    return tuple(ARCHS)
+
+
+def aliases(arch: str) -> tuple[str, ...]:
+    """Return the names that others give to a network whose tensors have the same names and shapes.
+
+    >>> aliases("cifar_resnet20")
+    ('resnet20',)
+    """
+    return tuple(alias for alias, name in ALIASES.items() if name == arch)
+
+
+def canonical(arch: str) -> str:
+    """Return our name of a network that may be called by an alias.
+
+    >>> canonical("resnet20"), canonical("package.module:Net")
+    ('cifar_resnet20', 'package.module:Net')
+    """
+    return ALIASES.get(arch, arch)
+
+
+def classifier(recipe: Recipe) -> tuple[str, ...] | None:
+    """Return the path of the layer whose outputs are the classes, None where the network does not say.
+
+    >>> classifier(recipe("vgg16")), classifier(recipe("squeezenet1_1"))
+    (('classifier_6',), ('classifier_1',))
+    """
+    module, _ = _module(recipe)
+    name = getattr(module, "head", None) or getattr(module, "classifier", None)
+    return tuple(name.split("/")) if isinstance(name, str) else None
+
+
+def known(arch: str) -> Arch:
+    """Return what the registry knows of a network, by one of its names.
+
+    Raises:
+      ValueError: unknown name.
+
+    >>> known("resnet20").layout
+    'CIFAR (akamaster)'
+    """
+    found = ARCHS.get(canonical(arch))
+    if found is None:
+        raise ValueError(_unknown(arch))
+    return found
 
 
 def recipe(
@@ -93,16 +80,18 @@ def recipe(
     mean: Any = None,
     std: Any = None,
     preprocess: Preprocess | None = None,
+    **fields: Any,
 ) -> Recipe:
     """Return the recipe of a network, with its usual settings where none are given.
 
     Args:
-      arch: one of `names`, or ``package.module:Class`` for a Linen module of one's own.
+      arch: one of `names`, an alias of one, or ``package.module:Class`` for a module of one's own.
       num_classes: C; needed for a module of one's own.
       input_shape: (height, width, channels) in pixels; needed for a module of one's own.
       mean, std: per-channel normalisation of inputs in [0, 1]; 0 and 1 for none.
       preprocess: how pictures of other sizes are made to fit; default: the network's usual way,
         for a module of one's own the shorter side resized to the input's, then its middle.
+      **fields: further arguments of the architecture in place of its usual ones, plain JSON.
 
     Raises:
       ValueError: unknown name, or an argument out of range.
@@ -110,27 +99,26 @@ def recipe(
     >>> recipe("cifar_resnet20", num_classes=100).kwargs
     (('input_shape', (32, 32, 3)), ('num_classes', 100))
     """
-    known = _ARCHS.get(arch)
-    if known is None:
-        if ":" not in arch:
-            raise ValueError(_unknown(arch))
+    arch = canonical(arch)
+    usual = None if ":" in arch else known(arch)
+    if usual is None:
         if num_classes is None or input_shape is None:
             raise ValueError(f"{arch} is not one of ours: give num_classes and input_shape")
     else:
-        num_classes = known.num_classes if num_classes is None else num_classes
-        input_shape = known.input_shape if input_shape is None else input_shape
+        num_classes = usual.num_classes if num_classes is None else num_classes
+        input_shape = usual.input_shape if input_shape is None else input_shape
         if mean is None and std is None:
-            mean, std = known.mean, known.std
+            mean, std = usual.mean, usual.std
     _validate.positive_int("num_classes", num_classes)
     shape = tuple(int(size) for size in input_shape)  # type: ignore[union-attr]
-    if len(shape) != 3 and known is not None:
+    if len(shape) != 3 and usual is not None:
         raise ValueError(f"input_shape must be (height, width, channels); got {shape}")
     if preprocess is None and len(shape) == 3:
-        share, resample = (1.0, "bilinear") if known is None else (known.crop, known.resample)
+        share, resample = (1.0, "bilinear") if usual is None else (usual.crop, usual.resample)
         preprocess = Preprocess(resize=round(min(shape[:2]) / share), crop=(shape[0], shape[1]), resample=resample)
     return Recipe(
         arch=arch,
-        kwargs=(("input_shape", shape), ("num_classes", int(num_classes))),  # type: ignore[arg-type]
+        kwargs=tuple(sorted((fields | {"input_shape": shape, "num_classes": int(num_classes)}).items())),  # type: ignore[arg-type]
         mean=None if mean is None else tuple(float(value) for value in mean),
         std=None if std is None else tuple(float(value) for value in std),
         preprocess=preprocess,
@@ -170,7 +158,11 @@ def from_recipe(
     input_shape = tuple(kwargs["input_shape"])
     if variables is None:
         init = jax.jit(LinenInit(module, input_shape))
-        params, state = init(key) if key is not None else jax.eval_shape(init, jax.random.key(0))
+        try:
+            params, state = init(key) if key is not None else jax.eval_shape(init, jax.random.key(0))
+        except Exception as error:  # a recipe may be a stranger's, and a network may raise anything
+            reason = str(error).split("\n", 1)[0] or type(error).__name__
+            raise ValueError(f"the network {recipe.arch} cannot be built for {input_shape}: {reason}") from error
         variables = {"params": params, **state}
     head = getattr(module, "head", None)
     return from_linen(
@@ -192,9 +184,9 @@ def _module(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
             raise ValueError(f"the recipe of {recipe.arch} lacks {name}")
     fields = {name: value for name, value in kwargs.items() if name != "input_shape"}
     try:
-        if recipe.arch in _ARCHS:
-            known = _ARCHS[recipe.arch]
-            return known.network(**{**known.fields, **fields}), kwargs
+        if recipe.arch in ARCHS:
+            usual = ARCHS[recipe.arch]
+            return usual.network(**{**usual.fields, **fields}), kwargs
         return _own_class(recipe.arch)(**fields), kwargs
     except TypeError as error:
         raise ValueError(f"the recipe of {recipe.arch} does not fit it: {error}") from None
@@ -215,6 +207,6 @@ def _own_class(arch: str) -> type[nn.Module]:
 
 
 def _unknown(arch: str) -> str:
-    close = difflib.get_close_matches(arch, _ARCHS, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(_ARCHS)}"
+    close = difflib.get_close_matches(arch, [*ARCHS, *ALIASES], n=3, cutoff=0.4)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(ARCHS)}"
     return f"unknown network {arch!r}; {hint}"

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxunlearn._types import Array
 from jaxunlearn.models._conv import conv_general_dilated
-from jaxunlearn.models.resnet import BatchNorm
+from jaxunlearn.models._layers import BatchNorm
 
 #: Output channels at width 1 and stride of each of the 13 blocks (table 1 of the paper).
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))

@@ -1,0 +1,298 @@
+"""More networks in PyTorch from their published layer lists: the oracles for `jaxunlearn.models`.
+
+Names of tensors are torchvision's (DenseNet, VGG, MobileNetV2, SqueezeNet, ResNets of
+bottlenecks) and those of xternalz/WideResNet-pytorch. All take normalised NCHW images.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.torch_reference import randomise
+
+
+def alive(net: nn.Module, seed: int) -> nn.Module:
+    """Give a network weights through which inputs reach the logits, and random BatchNorm; in eval mode, no dropout."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                inputs = module.weight[0].numel()
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (2 / inputs) ** 0.5)
+                if module.bias is not None:
+                    module.bias.copy_(torch.rand(module.bias.shape, generator=generator) - 0.5)
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+    return randomise(net, seed)
+
+
+class Bottleneck(nn.Module):
+    """He et al. 2015, figure 5, with the stride in the 3x3 convolution."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, wide: int) -> None:
+        super().__init__()
+        inner, outputs = planes * wide, 4 * planes
+        self.conv1, self.bn1 = nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv2, self.bn2 = nn.Conv2d(inner, inner, 3, stride, 1, bias=False), nn.BatchNorm2d(inner)
+        self.conv3, self.bn3 = nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        y = F.relu(self.bn2(self.conv2(y)))
+        return F.relu(self.bn3(self.conv3(y)) + (x if self.downsample is None else self.downsample(x)))
+
+
+class BottleneckResNet(nn.Module):
+    """Stem, stages of bottlenecks, global average, classifier."""
+
+    def __init__(
+        self,
+        classes: int,
+        depths: tuple[int, ...] = (3, 4, 6, 3),
+        widths: tuple[int, ...] = (64, 128, 256, 512),
+        *,
+        wide: int = 1,
+        small_stem: bool = False,
+        pool: bool = True,
+    ) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, widths[0], *((3, 1, 1) if small_stem else (7, 2, 3)), bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.pool, inputs = pool, widths[0]
+        for stage, (depth, width) in enumerate(zip(depths, widths, strict=True), 1):
+            blocks = []
+            for number in range(depth):
+                blocks.append(Bottleneck(inputs, width, 2 if stage > 1 and number == 0 else 1, wide))
+                inputs = 4 * width
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.fc = nn.Linear(inputs, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.max_pool2d(x, 3, 2, 1) if self.pool else x
+        return self.fc(self.layer4(self.layer3(self.layer2(self.layer1(x)))).mean((2, 3)))
+
+
+class WideBlock(nn.Module):
+    """Zagoruyko & Komodakis 2016, figure 1(d), with the shortcut behind the first BatchNorm where it projects."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, drop: float) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.drop, self.convShortcut = drop, None
+        if inputs != outputs:
+            self.convShortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = F.relu(self.bn1(x))
+        carried = x if self.convShortcut is None else self.convShortcut(y)
+        y = F.relu(self.bn2(self.conv1(y)))
+        return carried + self.conv2(F.dropout(y, self.drop, self.training))
+
+
+class WideStage(nn.Module):
+    def __init__(self, depth: int, inputs: int, outputs: int, stride: int, drop: float) -> None:
+        super().__init__()
+        blocks = [
+            WideBlock(inputs if i == 0 else outputs, outputs, stride if i == 0 else 1, drop) for i in range(depth)
+        ]
+        self.layer = nn.Sequential(*blocks)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+class WideResNet(nn.Module):
+    def __init__(self, classes: int, depth: int = 28, width: int = 10, drop: float = 0.0) -> None:
+        super().__init__()
+        n, sizes = (depth - 4) // 6, (16, 16 * width, 32 * width, 64 * width)
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.block1 = WideStage(n, sizes[0], sizes[1], 1, drop)
+        self.block2 = WideStage(n, sizes[1], sizes[2], 2, drop)
+        self.block3 = WideStage(n, sizes[2], sizes[3], 2, drop)
+        self.bn1, self.fc = nn.BatchNorm2d(sizes[3]), nn.Linear(sizes[3], classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.bn1(self.block3(self.block2(self.block1(self.conv1(x))))))
+        return self.fc(F.avg_pool2d(x, x.shape[-1]).flatten(1))
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, inputs: int, growth: int, bottleneck: int) -> None:
+        super().__init__()
+        self.norm1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, bottleneck * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(bottleneck * growth)
+        self.conv2 = nn.Conv2d(bottleneck * growth, growth, 3, 1, 1, bias=False)
+
+    def forward(self, earlier: list[torch.Tensor]) -> torch.Tensor:
+        y = self.conv1(F.relu(self.norm1(torch.cat(earlier, 1))))
+        return self.conv2(F.relu(self.norm2(y)))
+
+
+class DenseBlock(nn.ModuleDict):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        features = [x]
+        for layer in self.values():
+            features.append(layer(features))
+        return torch.cat(features, 1)
+
+
+class DenseNet(nn.Module):
+    """Huang et al. 2017, table 1 and section 3: DenseNet-BC."""
+
+    def __init__(
+        self, classes: int, blocks: tuple[int, ...] = (6, 12, 24, 16), growth: int = 32, stem: int = 64
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential()
+        self.features.add_module("conv0", nn.Conv2d(3, stem, 7, 2, 3, bias=False))
+        self.features.add_module("norm0", nn.BatchNorm2d(stem))
+        self.features.add_module("relu0", nn.ReLU())
+        self.features.add_module("pool0", nn.MaxPool2d(3, 2, 1))
+        n = stem
+        for i, depth in enumerate(blocks, 1):
+            layers = {f"denselayer{j + 1}": DenseLayer(n + j * growth, growth, 4) for j in range(depth)}
+            self.features.add_module(f"denseblock{i}", DenseBlock(layers))
+            n += depth * growth
+            if i < len(blocks):
+                transition = nn.Sequential()
+                transition.add_module("norm", nn.BatchNorm2d(n))
+                transition.add_module("relu", nn.ReLU())
+                transition.add_module("conv", nn.Conv2d(n, n // 2, 1, bias=False))
+                transition.add_module("pool", nn.AvgPool2d(2, 2))
+                self.features.add_module(f"transition{i}", transition)
+                n //= 2
+        self.features.add_module(f"norm{len(blocks) + 1}", nn.BatchNorm2d(n))
+        self.classifier = nn.Linear(n, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(F.relu(self.features(x)).mean((2, 3)))
+
+
+class VGG(nn.Module):
+    """Simonyan & Zisserman 2015, table 1, column D."""
+
+    def __init__(
+        self,
+        classes: int,
+        stages: tuple[tuple[int, ...], ...] = ((64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3),
+        *,
+        batch_norm: bool = False,
+        hidden: int = 4096,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        n = 3
+        for stage in stages:
+            for m in stage:
+                layers += [nn.Conv2d(n, m, 3, padding=1), *([nn.BatchNorm2d(m)] if batch_norm else []), nn.ReLU()]
+                n = m
+            layers.append(nn.MaxPool2d(2, 2))
+        self.features = nn.Sequential(*layers)
+        self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
+        first = [nn.Linear(n * 49, hidden), nn.ReLU(), nn.Dropout(0.5)]
+        second = [nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(0.5)]
+        self.classifier = nn.Sequential(*first, *second, nn.Linear(hidden, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
+
+
+class Inverted(nn.Module):
+    """Sandler et al. 2018, figure 3(b)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, expand: int) -> None:
+        super().__init__()
+        inner = inputs * expand
+        layers = [_conv_bn(inputs, inner, 1)] if expand != 1 else []
+        layers += [_conv_bn(inner, inner, 3, stride, inner), nn.Conv2d(inner, outputs, 1, bias=False)]
+        self.conv = nn.Sequential(*layers, nn.BatchNorm2d(outputs))
+        self.shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.conv(x) if self.shortcut else self.conv(x)
+
+
+def _conv_bn(inputs: int, outputs: int, size: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+class MobileNetV2(nn.Module):
+    """Sandler et al. 2018, table 2; channel counts are multiples of 8, no more than 10 % below their width."""
+
+    def __init__(self, classes: int, width: float = 1.0) -> None:
+        super().__init__()
+
+        def scaled(channels: float) -> int:
+            near = max(8, int(channels * width + 4) // 8 * 8)
+            return near + 8 if near < 0.9 * channels * width else near
+
+        n = scaled(32)
+        layers: list[nn.Module] = [_conv_bn(3, n, 3, 2)]
+        table = (
+            (1, 16, 1, 1),
+            (6, 24, 2, 2),
+            (6, 32, 3, 2),
+            (6, 64, 4, 2),
+            (6, 96, 3, 1),
+            (6, 160, 3, 2),
+            (6, 320, 1, 1),
+        )
+        for expand, channels, repeats, stride in table:
+            for i in range(repeats):
+                layers.append(Inverted(n, scaled(channels), 1 if i else stride, expand))
+                n = scaled(channels)
+        last = max(1280, scaled(1280))
+        self.features = nn.Sequential(*layers, _conv_bn(n, last, 1))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(last, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class Fire(nn.Module):
+    """Iandola et al. 2016, figure 1."""
+
+    def __init__(self, inputs: int, squeezed: int, expanded: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(inputs, squeezed, 1)
+        self.expand1x1 = nn.Conv2d(squeezed, expanded, 1)
+        self.expand3x3 = nn.Conv2d(squeezed, expanded, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.relu(self.squeeze(x))
+        return F.relu(torch.cat([self.expand1x1(x), self.expand3x3(x)], 1))
+
+
+class SqueezeNet(nn.Module):
+    """SqueezeNet 1.1."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 64, 3, 2),
+            nn.ReLU(),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            Fire(64, 16, 64),
+            Fire(128, 16, 64),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            Fire(128, 32, 128),
+            Fire(256, 32, 128),
+            nn.MaxPool2d(3, 2, ceil_mode=True),
+            Fire(256, 48, 192),
+            Fire(384, 48, 192),
+            Fire(384, 64, 256),
+            Fire(512, 64, 256),
+        )
+        last = nn.Conv2d(512, classes, 1)
+        self.classifier = nn.Sequential(nn.Dropout(0.5), last, nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x)).flatten(1)
