@@ -37,13 +37,22 @@ def add_model_flags(parser: argparse.ArgumentParser, archs: Sequence[str]) -> No
     """Add the flags that name a network and its weights."""
     group = parser.add_argument_group("network")
     group.add_argument(
-        "--arch", metavar="NAME", help=f"{', '.join(archs)}, or package.module:Class for a Linen module of your own"
+        "--arch", metavar="NAME", help=f"{', '.join(archs)}, or package.module:Class for a Flax module of your own"
     )
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="PyTorch file (.pth .pt .th; no code in it is run), .safetensors or .npz; or the folder of a checkpoint "
-        "or run, which knows its network",
+        help="PyTorch file (.pth .pt .th; no code in it is run), .safetensors or .npz; or the folder of a checkpoint, "
+        "a run or Transformers, which knows its network",
+    )
+    group.add_argument(
+        "--num-classes", type=_positive, metavar="N", help="outputs of the network; default: as its weights say"
+    )
+    group.add_argument(
+        "--input-shape",
+        type=_shape,
+        metavar="H,W,C",
+        help="of an image, in pixels and channels; default: its usual one",
     )
     group.add_argument(
         "--mean", type=_numbers, metavar="A,B,C", help="normalisation inside the network; default: its usual one"
@@ -202,6 +211,18 @@ def seed(text: str) -> int:
     if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}; got {text!r}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,5},\d{1,5},\d{1,3}", text) or "0" in text.split(","):
+        raise argparse.ArgumentTypeError(f"must be height,width,channels such as 32,32,3; got {text!r}")
+    return tuple(int(part) for part in text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:

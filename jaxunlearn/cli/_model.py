@@ -11,14 +11,15 @@ from typing import Any
 from jaxunlearn import _tree, checkpoint, convert, models
 from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors
+from jaxunlearn.convert import huggingface
 from jaxunlearn.data import Source
 
 
 def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Model:
-    """Load a model from a run folder, a checkpoint folder or a file of weights.
+    """Load a model from a run folder, a checkpoint folder, a folder of Transformers or a file of weights.
 
     Args:
-      args: with ``arch``, ``weights``, ``mean``, ``std``.
+      args: flags of `jaxunlearn.cli._flags.add_model_flags`.
       source: the data, whose image size and number of classes a network of the user's own takes.
       run: a `jaxunlearn.report.Run` to take the checkpoint of, or None.
 
@@ -33,8 +34,10 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
         if args.weights is None:
             raise ValueError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
         path = Path(args.weights).expanduser()
+        if huggingface.is_folder(path):
+            return convert.load_weights(path, _recipe_in(args, path), models.from_recipe)
         if path.is_dir():
-            return _from_folder(args, _checkpoint_in(path))
+            return _from_folder(args, checkpoint_in(path))
         if args.arch is None:
             raise ValueError(f"--arch is missing: which network are the weights of {path.name} for?")
         return _from_file(args, path, source)
@@ -50,11 +53,13 @@ def recipe_of(args: argparse.Namespace, run: Any = None) -> Recipe | None:
         path = None if args.weights is None else Path(args.weights).expanduser()
         if run is not None:
             return checkpoint.describe(run.checkpoint)["recipe"]  # type: ignore[no-any-return]
+        if path is not None and huggingface.is_folder(path):
+            return _recipe_in(args, path)
         if path is not None and path.is_dir():
-            return checkpoint.describe(_checkpoint_in(path))["recipe"]  # type: ignore[no-any-return]
-        if args.arch is None or ":" in args.arch:
+            return checkpoint.describe(checkpoint_in(path))["recipe"]  # type: ignore[no-any-return]
+        if args.arch is None or (":" in args.arch and None in (args.num_classes, args.input_shape)):
             return None
-        return models.recipe(args.arch, mean=args.mean, std=args.std)
+        return _recipe(args)
 
 
 def describe(model: Model) -> str:
@@ -70,36 +75,55 @@ def describe(model: Model) -> str:
     return text
 
 
-def _checkpoint_in(folder: Path) -> Path:
+def checkpoint_in(folder: Path) -> Path:
     """Return the checkpoint that the folder of a run or of a training has, or the folder itself."""
     inner = folder / "checkpoint"
     return inner if inner.is_dir() else folder
 
 
+def _recipe_in(args: argparse.Namespace, folder: Path) -> Recipe:
+    """Return the recipe of a folder of Transformers; flags go before what its files say."""
+    recipe = huggingface.read_recipe(folder)
+    if args.arch not in (None, recipe.arch):
+        raise ValueError(f"--arch is {args.arch}, but {folder} holds a {recipe.arch}: leave it out")
+    _refuse_sizes(args, f"{folder} says itself what its network takes")
+    if args.mean is None and args.std is None:
+        return recipe
+    return dataclasses.replace(recipe, mean=args.mean, std=args.std)
+
+
 def _from_folder(args: argparse.Namespace, path: Path) -> Model:
     if args.mean is not None or args.std is not None:
         raise ValueError("--mean and --std go with a file of weights; a checkpoint has its own normalisation")
+    _refuse_sizes(args, "a checkpoint knows its own network")
     arch = checkpoint.describe(path)["recipe"].arch
-    if args.arch not in (None, arch):
+    if args.arch is not None and models.canonical(args.arch) != arch:
         raise ValueError(f"--arch is {args.arch}, but {path} holds a {arch}")
     return checkpoint.load(path, models.from_recipe)
 
 
+def _refuse_sizes(args: argparse.Namespace, reason: str) -> None:
+    if args.num_classes is not None or args.input_shape is not None:
+        raise ValueError(f"--num-classes and --input-shape go with a file of weights; {reason}")
+
+
+def _recipe(args: argparse.Namespace, source: Source | None = None, num_classes: int | None = None) -> Recipe:
+    """Return the recipe that the flags name; what a network of the user's own lacks is taken from the data."""
+    own = source is not None and ":" in args.arch
+    shape = args.input_shape or (source.input_shape if own and source is not None else None)
+    count = args.num_classes or num_classes or (source.num_classes if own and source is not None else None)
+    return models.recipe(args.arch, num_classes=count, input_shape=shape, mean=args.mean, std=args.std)
+
+
 def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> Model:
-    own = ":" in args.arch and source is not None
-    recipe = models.recipe(
-        args.arch,
-        num_classes=source.num_classes if own and source else None,
-        input_shape=source.input_shape if own and source else None,
-        mean=args.mean,
-        std=args.std,
-    )
+    recipe = _recipe(args, source)
     tensors = convert.read_state_dict(path)
-    # The weights know how many classes there are; the data may show only some of them.
-    head = models.from_recipe(recipe, abstract=True).spec.head
-    count = convert.classes(tensors, head) if head else None
-    if count not in (None, dict(recipe.kwargs)["num_classes"]):
-        recipe = models.recipe(args.arch, num_classes=count, mean=args.mean, std=args.std)
+    if args.num_classes is None:
+        # The weights know how many classes there are; the data may show only some of them.
+        layer = models.classifier(recipe)
+        count = convert.classes(tensors, layer) if layer else None
+        if count not in (None, dict(recipe.kwargs)["num_classes"]):
+            recipe = _recipe(args, source, count)
     try:
         return convert.from_named(tensors, models.from_recipe(recipe, abstract=True))
     except ValueError as error:
@@ -118,8 +142,8 @@ def original(origin: Mapping[str, str], like: Model) -> Model | None:
     """Return the network that `origin` tells of, or None where its file is gone or is another one's by now."""
     path = Path(origin["weights"])
     try:
-        if path.is_dir():
-            found = checkpoint.load(_checkpoint_in(path), models.from_recipe)
+        if path.is_dir() and not huggingface.is_folder(path):
+            found = checkpoint.load(checkpoint_in(path), models.from_recipe)
         else:
             recipe = like.spec.recipe
             if recipe is None:

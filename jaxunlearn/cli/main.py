@@ -22,7 +22,9 @@ COMMANDS = {
     "evaluate": "measure a classifier's accuracy, overall and by class",
     "verify": "check what a patch promises, from its certificate and the weights alone",
     "compare": "run several methods on one forget set: one table, one picture",
+    "export": "write an unlearned network for PyTorch, Transformers or Keras, as its original was",
     "methods": "list the unlearning methods",
+    "models": "list the networks that pre-trained weights fit into",
 }
 
 
