@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import unicodedata
 
@@ -379,3 +380,17 @@ def test_sources_that_do_not_go_together(tmp_path):
     write_folder(tmp_path, [3, 4])
     wide = open_source(f"folder:{tmp_path}", reading=Reading(channels=1, preprocess=Preprocess(resize=9, crop=(9, 9))))
     assert "--test-data digits has images of 8x8x1" in message(join, wide, test=DIGITS)
+
+
+def test_a_file_name_means_what_can_be_forgotten(tmp_path):
+    write_folder(tmp_path / "train", [3, 4])
+    write_folder(tmp_path / "test", [3, 5])
+    write_folder(tmp_path / "more", [3])
+    named = dataclasses.replace(TEN, classes=NAMES)
+    source = open_source(f"folder:{tmp_path / 'train'}", reading=named)
+    source = join(source, retain=open_source(f"folder:{tmp_path / 'more'}", reading=named))
+    assert parse_forget("3.png", source, seed=0).tolist() == [0]
+    shutil.rmtree(tmp_path / "more")
+    source = open_source(f"folder:{tmp_path}", reading=named)
+    assert source.ids[parse_forget("3.png", source, seed=0)].tolist() == ["train/d3/3.png"]
+    assert "instance 5.png is in the split 'test'" in message(parse_forget, "5.png", source, seed=0)

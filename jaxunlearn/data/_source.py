@@ -131,7 +131,10 @@ class Source:
         return row
 
     def rows_named(self, text: str) -> list[int]:
-        """Return the rows whose id or file ends in this path, however its letters are composed."""
+        """Return the rows whose id or file ends in this path, however its letters are composed.
+
+        Where some of them can be forgotten, or could were they not skipped, the others are not meant.
+        """
         path = unicodedata.normalize("NFC", text)
         rows = self._by_file.get(path.rpartition("/")[2], [])
         files = [self.ids, *([self.columns["file"]] if "file" in self.columns else [])]
@@ -140,7 +143,12 @@ class Source:
             names = (unicodedata.normalize("NFC", str(column[row])) for column in files)
             return any(name == path or name.endswith("/" + path) for name in names)
 
-        return [row for row in rows if ends(row)]
+        found = [row for row in rows if ends(row)]
+        return [row for row in found if row in self._train or row in self.skipped] or found
+
+    @functools.cached_property
+    def _train(self) -> frozenset[int]:
+        return frozenset(self.splits["train"].tolist())
 
     @functools.cached_property
     def _by_file(self) -> dict[str, list[int]]:
@@ -160,10 +168,9 @@ class Source:
     def _by_number(self) -> dict[tuple[str, int], int]:
         rows: dict[tuple[str, int], int] = {}
         ambiguous = set()
-        train = set(self.splits["train"].tolist())
         for text, row in self._by_id.items():
             if key := _prefix_and_number(text):
-                for k in {key, ("", key[1])} if row in train else {key}:
+                for k in {key, ("", key[1])} if row in self._train else {key}:
                     if k in rows:
                         ambiguous.add(k)
                     rows[k] = row

@@ -95,9 +95,9 @@ def fault_of(path: Path, *, any_name: bool = False) -> str | None:
     try:
         os.fspath(path).encode()
     except UnicodeEncodeError:
-        return "has a name that is not UTF-8: rename it"
+        return "has a name that is not UTF-8 (rename it)"
     if not any_name and path.suffix.lower() not in SUFFIXES:
-        return f"is no picture by its name ({' '.join(SUFFIXES)}): take it out of the folder"
+        return f"is no picture by its name ({' '.join(SUFFIXES)})"
     try:
         found = os.stat(path)
     except (OSError, ValueError) as error:

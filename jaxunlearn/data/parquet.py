@@ -120,7 +120,7 @@ class _Contents:
                     self._held = None  # before the next is read: one at a time
                     self._held = (file, group), _read(self._files[file], [self._image], group).column(self._image)
                 cell = self._held[1][position].as_py()
-                found[i] = (cell or {}).get("bytes") or "has no bytes in it, only a path at most: put the picture in"
+                found[i] = (cell or {}).get("bytes") or "has no bytes in it, only a path at most"
         return found
 
     def where(self, row: int) -> str:

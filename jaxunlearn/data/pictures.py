@@ -77,9 +77,9 @@ def decode(content: Content, preprocess: Preprocess | None, channels: int | None
     except image_module.UnidentifiedImageError as error:
         raise PictureError(_unidentified(content)) from error
     except image_module.DecompressionBombError as error:
-        raise PictureError(f"has more than {MAX_PIXELS / 1e6:.0f} million pixels: make it smaller") from error
+        raise PictureError(f"has more than {MAX_PIXELS / 1e6:.0f} million pixels") from error
     except MemoryError as error:
-        raise PictureError("does not fit into memory when it is decoded: make it smaller") from error
+        raise PictureError("does not fit into memory when it is decoded") from error
     except OSError as error:
         if error.strerror is not None:
             raise PictureError(f"cannot be read: {error.strerror}") from error
@@ -180,9 +180,10 @@ class Pictures(Kept):
     def error(self, found: dict[int, str]) -> PictureError:
         """Return the error that tells of pictures that cannot be read."""
         row, reason = next(iter(found.items()))
-        more = f" (and {len(found) - 1} more such pictures)" if len(found) > 1 else ""
+        more = f" (and {len(found) - 1} more such picture{'s' * (len(found) > 2)})" if len(found) > 1 else ""
         return PictureError(
-            f"{self._name(row)} {reason}{more}: replace it, or leave such pictures out with --on-bad-image skip"
+            f"{self._name(row)} {reason}{more}: remove or replace it, "
+            "or leave such pictures out with --on-bad-image skip"
         )
 
     def _shape_of(self, total: int) -> tuple[int, int, int]:
@@ -253,7 +254,7 @@ def _plain(image: Any, grey: bool) -> Any:
     if image.mode.startswith("I;16"):
         image = module.fromarray(np.rint(np.asarray(image).astype(np.float32) / 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise PictureError("has 32-bit values, of unknown range: save it with 8 or 16 bits")
+        raise PictureError("has 32-bit values, of unknown range (8 and 16 bits are read)")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = module.alpha_composite(module.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("L" if grey else "RGB")
@@ -269,5 +270,5 @@ def _unidentified(content: bytes | Path) -> str:
     if not start:
         return "is empty"
     if start[4:8] == b"ftyp" and start[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1", b"avif", b"avis"):
-        return "is a HEIC or AVIF picture, which is not read: convert it to JPEG or PNG"
+        return "is a HEIC or AVIF picture, which is not read (JPEG and PNG are)"
     return f"is not a picture, whatever its name says: it begins with {start[:12]!r}"

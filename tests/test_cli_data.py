@@ -1,0 +1,255 @@
+"""Commands on data in files: the examples of docs/data.md, runs that go on, comparisons, real images."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxunlearn import checkpoint
+from jaxunlearn.cli import _comparison, _estimate
+from jaxunlearn.cli.main import main
+from jaxunlearn.data import open_source
+from tests.digits_net import network
+from tests.picture_files import NAMES, digit, label, write_folder, write_parquet, write_table
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
+COMMANDS = [
+    " ".join(command.split("\\\n"))
+    for block in re.findall(r"^```bash\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    for command in re.findall(r"^jaxunlearn .*?[^\\]$", block, re.DOTALL | re.MULTILINE)
+]
+FAST = ["--method", "neggrad", "--learning-rate", "0.02"]
+#: One of each class, then more of some.
+TRAIN = [*range(1, 14), 15, 16, 17]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder with what the page speaks of."""
+    root = tmp_path_factory.mktemp("home")
+    checkpoint.save(root / "net", network())
+    write_folder(root / "photos", TRAIN)
+    write_folder(root / "training", [*TRAIN, *range(30, 60)])
+    write_table(root / "tested", range(70, 90))
+    (root / "tested/table.csv").rename(root / "tested/held_out.csv")
+    for file in (root / "tested").iterdir():
+        shutil.move(file, root / file.name)
+    (root / "anything").mkdir()
+    for row in (91, 92, 93):
+        (root / "anything" / f"{row}.png").write_bytes(digit(row))
+    person = lambda row: str(4711 + row % 3)
+    for place in ("a", "people"):
+        write_table(root / place, [1, 2, 3, 4, 5, 6], person=person)
+    shutil.copytree(root / "a/pictures", root / "pictures", dirs_exist_ok=True)
+    shutil.copy(root / "a/table.csv", root / "people.csv")
+    (root / "tables").mkdir()
+    (root / "people/table.csv").rename(root / "tables/people.csv")
+    (root / "list.csv").write_text("person,file\n4712,pictures/1.png\n4711,pictures/3.png\n")
+    write_folder(root / "three_classes", [3, 4, 5])
+    (root / "classes.txt").write_text("\n".join(NAMES) + "\n")
+    write_parquet(root / "hf/train-00000-of-00001.parquet", TRAIN)
+    write_parquet(root / "hf/test-00000-of-00001.parquet", range(70, 90))
+    write_folder(root / "damaged", TRAIN)
+    (root / "damaged/d3/x.png").write_bytes(digit(3)[:60])
+    return root
+
+
+def results(path) -> dict:
+    """Return a run's results.json."""
+    return json.loads((path / "results.json").read_text())
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[11:80])
+def test_the_examples_of_the_page_run(command, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(_estimate, "estimate", lambda *args, **kwargs: [("time", "some")])
+    _, *argv = shlex.split(command)
+    assert main([*argv, "--dry-run"] if argv[0] == "unlearn" else argv) == 0
+    said = capsys.readouterr().out
+    assert "time" in said or "accuracy %" in said
+
+
+def test_the_page_has_examples():
+    assert len(COMMANDS) == 9
+
+
+@pytest.fixture(scope="module")
+def run(home):
+    """A run on data that lie apart, with class names from a file and a picture that is skipped."""
+    (home / "damaged/d5/y.png").write_bytes(b"")
+    out = home / "run"
+    monkey = pytest.MonkeyPatch()
+    monkey.chdir(home)
+    argv = ["unlearn", "--weights", "net", "--data", "folder:three_classes", "--classes", "classes.txt"]
+    more = ["--retain-data", "folder:damaged", "--test-data", "csv:held_out.csv", "--on-bad-image", "skip"]
+    assert main([*argv, *more, "--forget", "3.png,4.png", "--out", str(out), "--quiet", *FAST]) == 0
+    yield out
+    monkey.undo()
+
+
+def test_a_run_says_what_was_measured_and_skipped(run):
+    found = results(run)
+    assert found["sizes"] == {"forget": 2, "retain": len(TRAIN) - 2, "test": 20}
+    assert [instance["id"] for instance in found["instances"]] == ["d3/3.png", "d4/4.png"]
+    assert [instance["label"] for instance in found["instances"]] == [label(3), label(4)]
+    kept = found["extras"]["reading"]
+    assert kept["classes"] == list(NAMES)
+    assert {name: kept[name] for name in ("retain_data", "test_data", "on_bad_image")} == {
+        "retain_data": "folder:damaged",
+        "test_data": "csv:held_out.csv",
+        "on_bad_image": "skip",
+    }
+    assert sorted(kept["skipped"]) == ["retain:d3/x.png", "retain:d5/y.png"]
+    assert kept["skipped"]["retain:d5/y.png"] == "is empty"
+    assert "d3/3.png" in (run / "report.md").read_text()
+
+
+def test_a_run_opens_its_data_again(run, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    assert main(["evaluate", "--run", "run", "--json"]) == 0
+    said = capsys.readouterr()
+    measured = json.loads(said.out)
+    assert measured["n"] == 20
+    assert measured["accuracy"] == pytest.approx(results(run)["after"]["test"])
+    assert list(measured["by_class"]) == list(NAMES)
+    assert "skipped folder:damaged: 2 of 18 pictures" in said.err
+    assert main(["unlearn", "--from", "run", "--forget", "5.png", "--out", "second", "--quiet", *FAST]) in (0, 3)
+    second = results(home / "second")
+    assert [item["id"] for item in second["earlier"]] == ["d3/3.png", "d4/4.png"]
+    assert second["extras"]["reading"] == results(run)["extras"]["reading"]
+    assert second["sizes"]["retain"] == len(TRAIN) - 3
+
+
+def test_the_forget_images_alone_are_enough(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    argv = ["unlearn", "--weights", "net", "--data", "folder:three_classes", "--classes", "classes.txt"]
+    assert main([*argv, "--forget", "all", "--out", "alone", *FAST]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "data folder:three_classes: 3 train classes 10, in the order of --classes classes.txt" in said
+    assert "unmeasured D_r and D_test: there are no other images; --retain-data and --test-data would give them" in said
+    found = results(home / "alone")
+    assert found["sizes"] == {"forget": 3}
+    assert "retain" not in found["saw"]
+
+
+def test_a_method_that_needs_the_retain_set_sees_what_is_named(home, monkeypatch):
+    from jaxunlearn import loop
+
+    problems = []
+
+    def stop(problem, **kwargs):
+        problems.append(problem)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(loop, "unlearn", stop)
+    argv = ["unlearn", "--weights", "net", "--data", "folder:photos", "--forget", "3.png", "--out", "x", "--quiet"]
+    others = ["--retain-data", "folder:training"]
+    assert main([*argv, *others, "--method", "neggrad"]) == 130
+    assert main([*argv, *others, "--method", "oracle"]) == 130
+    assert problems[0].retain is None
+    assert len(problems[1].retain.y) == len(TRAIN) + 30 - 1
+    pixels = np.round(open_source("digits").images([3]) * 255) / 255
+    assert not (np.abs(np.asarray(problems[1].retain.x) - pixels).max((1, 2, 3)) < 1e-6).any()
+
+
+def test_compare_takes_data_that_lie_apart(home, monkeypatch, capsys):
+    def in_process(work, args, path, *more):
+        _comparison.write(path, work(args, *more))
+        return json.loads(path.read_text())
+
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(_comparison, "in_process", in_process)
+    argv = [
+        "compare",
+        "--weights",
+        "net",
+        "--data",
+        "folder:three_classes",
+        "--classes",
+        "classes.txt",
+        "--forget",
+        "all",
+    ]
+    more = [
+        "--test-data",
+        "csv:held_out.csv",
+        "--methods",
+        "neggrad:learning_rate=0.02",
+        "--no-depth",
+        "--out",
+        "compared",
+    ]
+    assert main([*argv, *more]) == 0
+    assert "20 test" in capsys.readouterr().out
+    assert main([*argv, *more, "--retain-data", "folder:training"]) == 2
+    assert "another --retain-data (None, now folder:training)" in capsys.readouterr().err
+
+
+def test_class_names_of_hugging_face(home, tmp_path, monkeypatch, capsys):
+    shutil.copytree(home / "net", tmp_path / "net")
+    (tmp_path / "net/config.json").write_text(json.dumps({"id2label": {str(n): NAMES[n] for n in range(10)}}))
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(_estimate, "estimate", lambda *args, **kwargs: [("time", "some")])
+    argv = ["unlearn", "--data", "folder:three_classes", "--forget", "all", "--dry-run", "--weights"]
+    assert main([*argv, str(tmp_path / "net")]) == 0
+    assert "net/config.json" in capsys.readouterr().out
+    made_up = {"id2label": {str(n): f"LABEL_{n}" for n in range(10)}}
+    (tmp_path / "net/config.json").write_text(json.dumps(made_up))
+    assert main([*argv, str(tmp_path / "net")]) == 2
+    assert "give --classes FILE" in capsys.readouterr().err
+
+
+def test_training_on_a_folder_takes_its_classes_from_it(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    argv = ["train", "--arch", "tests.digits_net:Tiny", "--data", "folder:three_classes", "--epochs", "1"]
+    assert main([*argv, "--out", "trained"]) == 0
+    assert "3, their names sorted: d3, d4, d5" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", "--weights", "trained", "--data", "folder:three_classes", "--split", "train"]) == 0
+
+
+# --- real images -------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def imagenet(shared, tmp_path_factory):
+    """Eight of the thousand ImageNet images in class folders, and a table of them; the names of all classes."""
+    import csv
+
+    sample = shared / "data/imagenet_sample"
+    with (sample / "labels.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    root = tmp_path_factory.mktemp("imagenet")
+    for line in lines[::125]:
+        (root / "photos" / line["wnid"]).mkdir(parents=True)
+        (root / "photos" / line["wnid"] / line["file"]).symlink_to(sample / "images" / line["file"])
+    (root / "classes.txt").write_text("\n".join(line["wnid"] for line in lines) + "\n")
+    rows = [f"{line['file']},{line['label']},{line['name']}" for line in lines[::125]]
+    (root / "some.csv").write_text("\n".join(["file,label,name", *rows]) + "\n")
+    return root, ["--arch", "mobilenet_v1_075", "--weights", str(shared / "weights/imagenet_mobilenet_v1_075_224.npz")]
+
+
+def test_imagenet_images_in_a_table_and_in_folders(imagenet, shared, monkeypatch, capsys):
+    root, net = imagenet
+    monkeypatch.chdir(root)
+    table = ["--data", "csv:some.csv", "--data-dir", str(shared / "data/imagenet_sample/images")]
+    folder = ["--data", "folder:photos", "--classes", "classes.txt"]
+    answers = []
+    for data in (table, folder):
+        assert main(["evaluate", *net, *data, "--split", "train", "--json", "--quiet"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        answers.append((found["n"], found["accuracy"]))
+    assert answers[0] == answers[1]
+    assert answers[0][0] == 8
+    assert answers[0][1] >= 0.75  # 85 % of all thousand
+    assert main(["evaluate", *net, "--data", "folder:photos", "--split", "train"]) == 2
+    assert "has 8 classes (n01440764, " in capsys.readouterr().err
+    monkeypatch.setattr(_estimate, "estimate", lambda *args, **kwargs: [("time", "some")])
+    assert main(["unlearn", *net, *table, "--forget", "name=tench", "--dry-run"]) == 0
+    assert "1 instance: n01440764.jpg" in capsys.readouterr().out
