@@ -23,13 +23,15 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jaxunlearn import _progress, _validate
+from jaxunlearn import _devices, _journal, _progress, _validate
 from jaxunlearn._types import PyTree
 
 S = TypeVar("S")
 T = TypeVar("T")
 Loop: TypeAlias = Literal["auto", "host", "device"]
+Chunks: TypeAlias = Literal["whole", "spread", "own"]
 LOOPS: tuple[Loop, ...] = ("auto", "host", "device")
 #: What the threads of `ahead` are called.
 _AHEAD = "jaxunlearn-ahead"
@@ -104,11 +106,14 @@ def repeat(
         raise ValueError(f"n must be at least 0; got {n}")
     if not on_host(carry, consts, loop=loop):
         return call(_device_repeat, (body, n, statics), carry, *consts)
-    for i in range(n):
-        carry = call(body, statics, np.int32(i), carry, *consts)
-        if label is not None:
-            jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
-            _progress.report(label, done + i + 1, n if total is None else total)
+    with _journal.work(label or "repeat") as work:
+        first, carry, _ = work.resume(carry)
+        for i in range(first, n):
+            carry = call(body, statics, np.int32(i), carry, *consts)
+            if label is not None:
+                jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
+                _progress.report(label, done + i + 1, n if total is None else total)
+            work.keep(i + 1, carry)
     return carry
 
 
@@ -126,12 +131,13 @@ def fold(
     microbatch_size: int,
     statics: tuple[Any, ...] = (),
     exact: bool = False,
+    chunks: Chunks = "whole",
     loop: Loop = "auto",
     label: str | None = None,
 ) -> PyTree:
     """Return the carry after ``carry = body(*statics, carry, chunk, *consts)`` for each microbatch.
 
-    Chunks are consecutive rows, in order, and are not split over devices (see `microbatch`).
+    Chunks are consecutive rows, in order.
 
     Args:
       body: hashable, see `repeat`.
@@ -141,6 +147,8 @@ def fold(
       microbatch_size: rows of a chunk; fewer where n is smaller, see `chunk_size`.
       statics: hashable leading arguments of the body.
       exact: cut the last chunk short (one more compilation) instead of padding it with zeros.
+      chunks: where rows are split over devices, "whole" has each chunk on every device (see `microbatch`), "spread"
+        splits it over them, if its rows are a multiple of them, and "own" joins a chunk of each device's own rows.
       loop: see `on_host`.
       label: what progress is reported as, in chunks.
 
@@ -148,20 +156,25 @@ def fold(
       ValueError: where xs is empty, lengths differ or the size is below 1.
     """
     xs = jax.tree.map(jnp.asarray, xs)
-    n = rows(xs)
+    split = _devices.split_of(xs) if chunks != "whole" else None
+    n = rows(xs) // (_devices.parts(split) if chunks == "own" else 1)
     size = chunk_size(n, microbatch_size, exact=exact)
     kept = n - n % size if exact else n
     whole, total = -(-kept // size), -(-n // size)
     tail = None if whole == total else jax.tree.map(lambda a: a[kept:], xs)
+    cut = (size, split, chunks == "own" and split is not None)
     if not on_host(carry, xs, consts, loop=loop):
-        carry = call(_device_fold, (body, statics, whole, size), carry, xs, *consts)
+        carry = call(_device_fold, (body, statics, whole, cut), carry, xs, *consts)
         return carry if tail is None else call(body, statics, carry, tail, *consts)
-    for c in range(total):
-        chunk = microbatch(xs, np.int32(c), size=size) if c < whole else tail
-        carry = call(body, statics, carry, chunk, *consts)
-        if label is not None:
-            jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
-            _progress.report(label, c + 1, total)
+    with _journal.work(label or "fold") as work:
+        done, carry, _ = work.resume(carry)
+        for c in range(done, total):
+            chunk = call(_cut, cut, xs, np.int32(c)) if c < whole else tail
+            carry = call(body, statics, carry, chunk, *consts)
+            if label is not None:
+                jax.block_until_ready(carry)  # dispatch runs ahead; report what is done
+                _progress.report(label, c + 1, total)
+            work.keep(c + 1, carry)
     return carry
 
 
@@ -169,24 +182,30 @@ def _device_fold(
     body: Callable[..., PyTree],
     statics: tuple[Any, ...],
     whole: int,
-    size: int,
+    cut: tuple[int, NamedSharding | None, bool],
     carry: PyTree,
     xs: PyTree,
     *consts: PyTree,
 ) -> PyTree:
     def step(c: Any, carry: PyTree) -> PyTree:
-        return body(*statics, carry, microbatch(xs, c, size=size), *consts)
+        return body(*statics, carry, _cut(*cut, xs, c), *consts)
 
     return jax.lax.fori_loop(0, whole, step, carry)
+
+
+def _cut(size: int, split: NamedSharding | None, own: bool, xs: PyTree, c: Any) -> PyTree:
+    if split is not None and own:
+        return _devices.beside(partial(microbatch, size=size), split, xs, c)
+    return _devices.spread(microbatch(xs, c, size=size), split)
 
 
 @partial(jax.jit, static_argnames="size")
 def microbatch(xs: PyTree, c: Any, *, size: int) -> PyTree:
     """Return rows c * size, ..., of arrays, and zeros past their end.
 
-    The chunk is whole on every device, by a gather that cannot be split:
-    XLA's partitioner gives wrong numbers (jax 0.10.2) for the grouped
-    convolutions of per-example weight gradients, where examples are sharded.
+    The chunk is whole on every device, by a gather that cannot be split, for
+    the reason that `jaxunlearn._devices.beside` gives: under jit, where
+    placements cannot be seen, every device does all the work.
 
     >>> microbatch(jnp.arange(1, 6), 1, size=3).tolist()
     [4, 5, 0]
@@ -206,6 +225,7 @@ def accumulate(
     *consts: PyTree,
     microbatch_size: int,
     statics: tuple[Any, ...] = (),
+    own: PyTree = None,
     loop: Loop = "auto",
     label: str | None = None,
 ) -> PyTree:
@@ -216,23 +236,58 @@ def accumulate(
     memory is flat in n, and stepped from the host a new n recompiles only the
     cutting.
 
-    Args and errors are those of `fold`.
+    Where the rows of ``xs`` are split over devices, each device goes through
+    its own, a microbatch at a time, and the devices' sums are added at the end.
+
+    Args:
+      own: arrays that a chunk's rows look things up in, given to ``fn`` after the chunk where they are not None;
+        split over devices they are each device's own rows, so the look-up must be by position there.
+
+    Other args and errors are those of `fold`.
 
     >>> weighted = lambda chunk: jnp.sum(chunk[0] * chunk[1])
     >>> float(accumulate(weighted, (jnp.arange(5.0), jnp.ones(5)), microbatch_size=2))
     10.0
     """
-    xs = jax.tree.map(jnp.asarray, xs)
-    size = chunk_size(rows(xs), microbatch_size)
+    xs, own = jax.tree.map(jnp.asarray, (xs, own))
+    split = _devices.split_of(xs, own)
+    looked_up = () if own is None else (own,)
+    size = chunk_size(rows(xs) // _devices.parts(split), microbatch_size)
     chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), xs)
-    shapes = call.eval_shape(fn, statics, chunk, *consts)
-    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    statics = (fn, statics)
-    return fold(_add, zeros, xs, *consts, microbatch_size=microbatch_size, statics=statics, loop=loop, label=label)
+    shapes = call.eval_shape(fn, statics, chunk, *looked_up, *consts)
+    more: Any = dict(microbatch_size=size, loop=loop, label=label)
+    if split is None:
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return fold(_add, zeros, xs, *looked_up, *consts, statics=(fn, statics), **more)
+    xs, looked_up = jax.device_put((xs, looked_up), split)
+    zeros = jax.tree.map(lambda s: jnp.zeros((_devices.parts(split), *s.shape), s.dtype, device=split), shapes)
+    total = fold(_add_beside, zeros, xs, looked_up, *consts, statics=(fn, statics, split), chunks="own", **more)
+    return call(_over_devices, (split,), total)
 
 
 def _add(fn: Callable[..., PyTree], statics: tuple[Any, ...], total: PyTree, chunk: PyTree, *consts: PyTree) -> PyTree:
     return jax.tree.map(jnp.add, total, call(fn, statics, chunk, *consts))  # call: traced already, by eval_shape
+
+
+def _add_beside(
+    fn: Callable[..., PyTree],
+    statics: tuple[Any, ...],
+    split: NamedSharding,
+    total: PyTree,
+    chunk: PyTree,
+    looked_up: tuple[PyTree, ...],
+    *consts: PyTree,
+) -> PyTree:
+    def add(own: PyTree, *consts: PyTree) -> PyTree:
+        total, chunk, looked_up = own
+        return jax.tree.map(lambda a, b: a + b[None], total, fn(*statics, chunk, *looked_up, *consts))
+
+    return _devices.beside(add, split, (total, chunk, looked_up), *consts)
+
+
+def _over_devices(split: NamedSharding, total: PyTree) -> PyTree:
+    whole = NamedSharding(split.mesh, P())
+    return jax.lax.with_sharding_constraint(jax.tree.map(lambda a: jnp.sum(a, 0, dtype=a.dtype), total), whole)
 
 
 def rows(xs: PyTree) -> int:

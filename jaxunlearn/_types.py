@@ -241,6 +241,8 @@ class Phase(NamedTuple):
       min_steps: steps taken whatever the stopping rule says (a path that must be walked to its end).
       check_every: steps between two looks at the stopping rule; 0 is once a pass.
       jit: False where a step must run on the host (a solver in float64).
+      spread: whether a batch may be split over the devices that the forget set is split over; not where a step takes
+        gradients of single instances itself.
     """
 
     step: Callable[[Array, PyTree, Any], tuple[PyTree, Info]]
@@ -249,6 +251,7 @@ class Phase(NamedTuple):
     check_every: int = 1
     jit: bool = True
     min_steps: int = 0
+    spread: bool = False
 
 
 class Work(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxunlearn import _devices
 from jaxunlearn._types import GOALS, Batch, ModelSpec
 
 
@@ -34,7 +35,7 @@ def in_range(name: str, value: Any, low: float | None = None, high: float | None
     """Raise ValueError for a number that is not finite or outside [low, high]; skip traced values."""
     if isinstance(value, jax.core.Tracer):
         return
-    number = np.asarray(value)
+    number = _devices.host(value)
     if not np.issubdtype(number.dtype, np.number) and not isinstance(value, jax.Array):
         raise TypeError(f"{name} must be a number; got {value!r}")
     bounds = (
@@ -54,7 +55,7 @@ def inputs(name: str, x: Any, spec: ModelSpec) -> None:
         raise ValueError(f"{name} must have shape (batch, {', '.join(map(str, spec.input_shape))}); got {shape}")
     if isinstance(x, jax.core.Tracer) or shape[0] == 0:
         return
-    values = np.asarray(x)
+    values = _devices.host(x)
     bad = ~np.isfinite(values.reshape(shape[0], -1)).all(axis=1)
     if bad.any():
         raise ValueError(f"{name} has NaN or infinite values in row {int(bad.argmax())}")
@@ -70,7 +71,7 @@ def labels(name: str, y: Any, num_classes: int) -> None:
     """Raise ValueError for a label outside 0..C-1; skip traced values."""
     if isinstance(y, jax.core.Tracer):
         return
-    values = np.asarray(y)
+    values = _devices.host(y)
     bad = (values < 0) | (values >= num_classes)
     if bad.any():
         row = int(bad.argmax())
@@ -87,11 +88,12 @@ def forget_set(forget: Batch, spec: ModelSpec, goal: str) -> None:
     labels("forget.y", forget.y, spec.num_classes)
     if goal == "relabel" and not isinstance(forget.target, jax.core.Tracer):
         labels("forget.target", forget.target, spec.num_classes)
-        same = np.asarray(forget.target) == np.asarray(forget.y)
+        target = _devices.host(forget.target)
+        same = target == _devices.host(forget.y)
         if same.any():
             row = int(same.argmax())
             raise ValueError(
-                f"forget.target must differ from the true label; row {row} asks for {int(forget.target[row])}, its own"
+                f"forget.target must differ from the true label; row {row} asks for {int(target[row])}, its own"
             )
 
 

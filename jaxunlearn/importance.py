@@ -11,8 +11,9 @@ from typing import Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from jaxunlearn import _repeat, _validate
+from jaxunlearn import _devices, _repeat, _validate
 from jaxunlearn._types import ApplyFn, Array, Params, PyTree
 
 Variant: TypeAlias = Literal["per_example", "batch_mean"]
@@ -49,8 +50,9 @@ class MAS:
 
         Args:
           params, model_state: of the network.
-          x: (n, *input_shape), inside the box. Where it is sharded over
-            devices, each device still measures all instances.
+          x: (n, *input_shape), inside the box. Where its first axis is
+            sharded over devices, each measures its own instances; under jit,
+            where that cannot be seen, each measures all.
           weight: (n,), at least 0, not all 0; 0 is padding; None is all 1.
 
         Returns:
@@ -62,7 +64,7 @@ class MAS:
             enter the batch statistics.
         """
         x, weight = xs = _checked(x, weight)
-        if self.train and not _repeat.is_traced(weight) and not np.all(weight):
+        if self.train and not _repeat.is_traced(weight) and not np.all(_devices.host(weight)):
             raise ValueError("weight must have no zeros with train=True: padding would enter the batch statistics")
         if self.variant == "per_example":
             total, n = _repeat.accumulate(
@@ -86,10 +88,11 @@ class MAS:
                 microbatch_size=self.batch_size,
                 statics=(self.apply_fn, self.squared, self.train, self.accumulate == "released"),
                 exact=self.train,
+                chunks="spread",
                 loop=self.loop,
                 label="importance",
             )
-        return jax.tree.map(lambda o: (o / _at_least_tiny(n)).astype(o.dtype), total)
+        return _like(params, jax.tree.map(lambda o: (o / _at_least_tiny(n)).astype(o.dtype), total))
 
 
 def mas(
@@ -170,24 +173,25 @@ class Fisher:
           ValueError: for no instances, weights of another length, negative or all zero.
         """
         x, weight = _checked(x, weight)
-        n = x.shape[0]
-        classes = _repeat.call.eval_shape(_logits, (self.apply_fn,), params, model_state, x[:1]).shape[-1]
+        split = _devices.split_of(x, weight)
+        n = x.shape[0] // _devices.parts(split)
+        one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+        classes = _repeat.call.eval_shape(_logits, (self.apply_fn,), params, model_state, one).shape[-1]
         # The rows are pairs (instance, class), and an image is looked up: n * C copies of images would not be flat.
-        pairs = np.arange(n * classes, dtype=np.int32)
+        pairs = np.tile(np.arange(n * classes, dtype=np.int32), _devices.parts(split))
         total = _repeat.accumulate(
             _of_pairs,
-            (pairs // classes, pairs % classes, np.ones(n * classes, np.float32)),
-            x,
-            weight,
+            (pairs // classes, pairs % classes, np.ones(len(pairs), np.float32)),
             params,
             model_state,
+            own=(x, weight),
             microbatch_size=self.microbatch_size,
             statics=(self.apply_fn,),
             loop=self.loop,
             label="Fisher information",
         )
         whole = _at_least_tiny(jnp.sum(weight))
-        return jax.tree.map(lambda f: (f / whole).astype(f.dtype), total)
+        return _like(params, jax.tree.map(lambda f: (f / whole).astype(f.dtype), total))
 
 
 def fisher(apply_fn: ApplyFn, *, microbatch_size: int = 16, loop: _repeat.Loop = "auto") -> Fisher:
@@ -254,10 +258,22 @@ def _checked(x: Array, weight: Array | None) -> tuple[Array, Array]:
     _validate.same_length("the importance's arguments", {"x": x, "weight": weight})
     _repeat.rows((x, weight))
     if not _repeat.is_traced(weight):
-        _validate.in_range("weight", np.asarray(weight), 0.0)
-        if not np.any(weight):
+        values = _devices.host(weight)
+        _validate.in_range("weight", values, 0.0)
+        if not np.any(values):
             raise ValueError("weight must not be all zero: there is no instance to measure importance on")
     return x, weight
+
+
+def _like(params: Params, importance: PyTree) -> PyTree:
+    """Lay the importance of parameters that are sharded out as they are."""
+
+    def laid(o: Array, p: Array) -> Array:
+        if _repeat.is_traced(o, p) or not isinstance(getattr(p, "sharding", None), NamedSharding):
+            return o
+        return o if p.sharding.is_fully_replicated else jax.device_put(o, p.sharding)
+
+    return jax.tree.map(laid, importance, params)
 
 
 def _norm(apply_fn: ApplyFn, squared: bool, train: bool, params: Params, model_state: Params, x: Array) -> Array:
@@ -290,12 +306,12 @@ def _logits(apply_fn: ApplyFn, params: Params, model_state: Params, x: Array) ->
 def _of_pairs(
     apply_fn: ApplyFn,
     chunk: tuple[Array, Array, Array],
-    x: Array,
-    weight: Array,
+    instances: tuple[Array, Array],
     params: Params,
     model_state: Params,
 ) -> PyTree:
     """Return the sum over pairs (instance, class) of weight * p_c * (d log p_c)^2; pairs with a 0 are padding."""
+    x, weight = instances
 
     def row(i: Array, c: Array, real: Array) -> PyTree:
         def log_p(params: Params) -> Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _progress, _repeat
+from jaxunlearn import _devices, _progress, _repeat
 from jaxunlearn._types import ApplyFn, Array, Model, Params
 
 
@@ -21,17 +21,27 @@ def _forward(apply_fn: ApplyFn, params: Params, model_state: Params, x: Array) -
 def logits(model: Model, x: Any, *, batch_size: int | None = None, label: str = "evaluating") -> np.ndarray:
     """Return eval-mode logits, (n, C) float32 on the host.
 
-    The last batch is padded, so that one compilation serves any n.
+    The last batch is padded, so that one compilation serves any n. Where x is
+    sharded over devices, each takes its own rows and every process gets all logits.
 
     Args:
       model: the classifier.
       x: (n, *input_shape), array or anything whose slices become one.
-      batch_size: rows a pass; None: by device, on CPU few, since one small pass a core is fastest.
+      batch_size: rows a pass on each device; None: by device, on CPU few, since one small pass a core is fastest.
       label: what progress is reported as.
     """
     n = len(x)
     if batch_size is None:
         batch_size = 25 if jax.default_backend() == "cpu" else 250
+    split = _devices.split_of(x)
+    if split is not None:  # not in threads: every process must do the same in the same order
+        each = n // _devices.parts(split)
+        chunks = _repeat.split(x, size=_devices.parts(split) * min(batch_size, each))
+        found = []
+        for c in range(len(chunks)):
+            found.append(_forward(model.apply_fn, model.params, model.model_state, _repeat.pick(chunks, c)))
+            _progress.report(label, min((c + 1) * chunks.shape[1], n), n)
+        return _devices.host(_repeat.join(found, n=n))
     size = min(batch_size, max(n, 1))
 
     def some(rows: Any) -> np.ndarray:

@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from jaxunlearn import _config, _progress, _tree, _validate, artefacts, inference, losses, methods
+from jaxunlearn import _config, _devices, _journal, _progress, _tree, _validate, artefacts, inference, losses, methods
 from jaxunlearn._types import (
     Array,
     Artefact,
@@ -96,7 +97,9 @@ def start(unlearner: Unlearner, key: Array, problem: Problem, hparams: Mapping[s
     )
 
 
-def advance(unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int = 0) -> tuple[LoopState, Info]:
+def advance(
+    unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int = 0, split: NamedSharding | None = None
+) -> tuple[LoopState, Info]:
     """Take one step of a phase, guard it, look at the stopping rule; pure.
 
     A step after which a weight or the method's scalars are not finite is not
@@ -104,7 +107,7 @@ def advance(unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int
     """
     spec = unlearner.phases[phase]
     draws = spec.draws(state.inner)
-    batch = draws.draw(state.inner, state.t, part)
+    batch = _devices.spread(draws.draw(state.inner, state.t, part), split if spec.spread else None)
     inner, info = spec.step(jax.random.fold_in(state.key, state.step), state.inner, batch)
     model = unlearner.finish(inner)
     finite = _tree.all_finite((model.params, model.model_state, info))
@@ -139,7 +142,13 @@ def advance(unlearner: Unlearner, state: LoopState, *, phase: int = 0, part: int
 
 
 def segment(
-    unlearner: Unlearner, state: LoopState, limit: Array, *, phase: int = 0, size: int = SEGMENT
+    unlearner: Unlearner,
+    state: LoopState,
+    limit: Array,
+    *,
+    phase: int = 0,
+    size: int = SEGMENT,
+    split: NamedSharding | None = None,
 ) -> tuple[LoopState, Info, Array]:
     """Advance on the device until done, diverged, ``limit`` phase steps or ``size`` steps; pure, vmappable.
 
@@ -149,7 +158,7 @@ def segment(
     draws = unlearner.phases[phase].draws(state.inner)
     parts = sorted(set(draws.period))
     which = jnp.asarray([parts.index(part) for part in draws.period], jnp.int32)
-    branches = [partial(advance, unlearner, phase=phase, part=part) for part in parts]
+    branches = [partial(advance, unlearner, phase=phase, part=part, split=split) for part in parts]
 
     def body(carry: tuple[LoopState, Info, Array]) -> tuple[LoopState, Info, Array]:
         state, buffers, i = carry
@@ -241,7 +250,7 @@ def unlearn(
     state = run.state
     model = unlearner.finish(state.inner)
     logits = inference.logits(model, problem.forget.x, label="verifying")
-    forgotten = np.asarray(losses.forgotten(jnp.asarray(logits), problem.forget, problem.goal))
+    forgotten = _devices.host(losses.forgotten(jnp.asarray(logits), problem.forget, problem.goal))
     seconds["verify"] = clock() - began
     if reason == "forgotten" and not forgotten.all():
         # By the method's own rule; or the batch of the check rounds otherwise: believe the last pass.
@@ -249,7 +258,7 @@ def unlearn(
     return Result(
         model=model,
         forgotten=forgotten,
-        forgotten_at=np.where(forgotten, np.asarray(state.forgotten_at), -1),
+        forgotten_at=np.where(forgotten, _devices.host(state.forgotten_at), -1),
         stop_reason=reason,
         steps=int(state.step),
         history=run.history(),
@@ -278,7 +287,7 @@ def check(spec: MethodSpec, problem: Problem, config: Any) -> None:
         _validate.inputs("retain.x", problem.retain.x, problem.model.spec)
         _validate.labels("retain.y", problem.retain.y, problem.model.spec.num_classes)
     for path, leaf in _tree.flatten_paths({"params": problem.model.params, "state": problem.model.model_state}).items():
-        if not np.all(np.isfinite(np.asarray(leaf))):
+        if not np.all(np.isfinite(_devices.host(leaf))):
             raise ValueError(f"the model's weights are not finite: {path} has NaN or infinite entries")
 
 
@@ -290,6 +299,7 @@ class _Run:
     ) -> None:
         self.unlearner, self.state, self.callback, self.label = unlearner, state, callback, label
         self.rows: list[Mapping[str, Any]] = []
+        self.split = _devices.split_of(state.forget)
 
     def on_host(self) -> StopReason:
         return self._drive(self._host_steps)
@@ -313,16 +323,19 @@ class _Run:
         if not phases:
             return "completed"
         try:
-            for number in range(int(self.state.phase), len(phases)):
-                if number != int(self.state.phase):
-                    zero = jnp.zeros((), jnp.int32)
-                    self.state = dataclasses.replace(self.state, t=zero, phase=jnp.asarray(number, jnp.int32))
-                limit = _max_steps(phases[number], self.state)
-                while not (self.state.done or self.state.diverged or int(self.state.t) >= limit):
-                    advance_some(number, limit)
-                    self._tell(limit)
-                if self.state.done or self.state.diverged:
-                    break
+            with _journal.work(self.label) as work:
+                _, self.state, self.rows = work.resume(self.state, self.rows)
+                for number in range(int(self.state.phase), len(phases)):
+                    if number != int(self.state.phase):
+                        zero = jnp.zeros((), jnp.int32)
+                        self.state = dataclasses.replace(self.state, t=zero, phase=jnp.asarray(number, jnp.int32))
+                    limit = _max_steps(phases[number], self.state)
+                    while not (self.state.done or self.state.diverged or int(self.state.t) >= limit):
+                        advance_some(number, limit)
+                        self._tell(limit)
+                        work.keep(int(self.state.step), self.state, self.rows)
+                    if self.state.done or self.state.diverged:
+                        break
         except KeyboardInterrupt:
             return "interrupted"
         return "forgotten" if self.state.done else "diverged" if self.state.diverged else "max_steps"
@@ -332,7 +345,7 @@ class _Run:
         period = phase.draws(self.state.inner).period
         part = period[int(self.state.t) % len(period)]
         step = _advance if phase.jit else advance
-        state, info = step(self.unlearner, self.state, phase=number, part=part)
+        state, info = step(self.unlearner, self.state, phase=number, part=part, split=self.split)
         taken = not state.diverged  # a step that was not taken has no row
         row = {name: np.asarray(value) for name, value in info.items()}  # on the host: a long run's history stays small
         self.state = state
@@ -342,7 +355,8 @@ class _Run:
     def _device_steps(self, number: int, limit: int) -> None:
         if not self.unlearner.phases[number].jit:
             return self._host_steps(number, limit)
-        state, info, tried = _segment(self.unlearner, self.state, jnp.asarray(limit, jnp.int32), phase=number)
+        limits = jnp.asarray(limit, jnp.int32)
+        state, info, tried = _segment(self.unlearner, self.state, limits, phase=number, split=self.split)
         taken = int(tried) - int(state.diverged)
         if taken:
             self.rows.append({name: np.asarray(values)[:taken] for name, values in info.items()})
@@ -357,8 +371,8 @@ class _Run:
             self.callback(Event(self.state, steps, limit, last))
 
 
-_advance = jax.jit(advance, static_argnums=0, static_argnames=("phase", "part"))
-_segment = jax.jit(segment, static_argnums=0, static_argnames=("phase", "size"))
+_advance = jax.jit(advance, static_argnums=0, static_argnames=("phase", "part", "split"))
+_segment = jax.jit(segment, static_argnums=0, static_argnames=("phase", "size", "split"))
 
 
 def _max_steps(phase: Phase, state: LoopState) -> int:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _repeat, _validate
+from jaxunlearn import _devices, _repeat, _validate
 from jaxunlearn._types import Array, Batch, Model
 from jaxunlearn.attacks.batch import attack_batch
 from jaxunlearn.attacks.pgd import Norm, Scalar, pgd
@@ -46,7 +46,7 @@ def adversarial_set(
       targets: scheme of `random_targets`.
       group: instances of one published batch, at least 1: the order is by
         group, then by draw, then by instance of the group.
-      microbatch_size: images at a time; does not change the result.
+      microbatch_size: images at a time on each device; does not change the result.
       loop: "auto", "host" or "device"; does not change the result.
 
     Returns:
@@ -63,6 +63,7 @@ def adversarial_set(
     _validate.forget_set(_real(forget), model.spec, "misclassify")
     row, draw = published_order(len(forget.x), draws, group)
     of, target, keys = _repeat.call(_draw, (model.spec.num_classes, targets), key, forget, row, draw)
+    of, target, keys = _devices.spread((of, target, keys), _devices.split_of(forget))
     x = attack_batch(
         pgd(model.apply_fn, norm=norm, steps=steps, loop=loop),
         keys,
@@ -83,7 +84,7 @@ def _real(forget: Batch) -> Batch:
     """Return the rows that are no padding, where that can be seen."""
     if _repeat.is_traced(forget):
         return forget
-    return jax.tree.map(lambda a: np.asarray(a)[np.asarray(forget.weight) > 0], forget)
+    return jax.tree.map(lambda a: _devices.host(a)[_devices.host(forget.weight) > 0], forget)
 
 
 def published_order(k: int, draws: int, group: int) -> tuple[np.ndarray, np.ndarray]:

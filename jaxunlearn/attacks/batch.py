@@ -7,7 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn import _progress, _repeat, _validate
+from jaxunlearn import _devices, _journal, _progress, _repeat, _validate
 from jaxunlearn._types import Array, Params
 from jaxunlearn.attacks.pgd import PGD, Box, Limits, Scalar
 
@@ -36,7 +36,7 @@ def attack_batch(
       x: (n, *input_shape), inside the box.
       label: (n,), int.
       epsilon, step_size, box: shared scalars, as in `PGD`.
-      microbatch_size: instances at a time; does not change the result.
+      microbatch_size: instances at a time on each device; does not change the result.
       loop: None is the attack's own.
       progress: what progress is reported as, in steps, if at all.
 
@@ -56,34 +56,37 @@ def attack_batch(
     limits = attack.limits(xs[1], epsilon=epsilon, step_size=step_size, box=box)
     model = (params, model_state)
     on_host = _repeat.on_host(xs, model, limits, loop=attack.loop)
-    n = _repeat.rows(xs)
-    chunks = _repeat.split(xs, size=_repeat.chunk_size(n, microbatch_size))
+    n, devices = _repeat.rows(xs), _devices.parts(_devices.split_of(xs))
+    chunks = _repeat.split(xs, size=devices * _repeat.chunk_size(-(-n // devices), microbatch_size))
     if _repeat.is_traced(xs, model, limits):
         return _repeat.join(jax.lax.map(lambda chunk: _on_device(attack, chunk, model, limits), chunks), n=n)
-    count, out = chunks[1].shape[0], []
-    for c in range(count):  # from the host around device loops too: progress and Ctrl-C
-        chunk, done, total = _repeat.pick(chunks, c), c * attack.steps, count * attack.steps
-        if on_host:
-            d = _repeat.call(_start, (attack,), chunk, limits)
-            d = _repeat.repeat(
-                _step,
-                attack.steps,
-                d,
-                chunk,
-                model,
-                limits,
-                statics=(attack,),
-                loop="host",
-                label=progress,
-                done=done,
-                total=total,
-            )
-            out.append(_repeat.call(PGD.finish, (attack,), chunk[1], d, limits))
-        else:
-            out.append(_repeat.call(_on_device, (attack,), chunk, model, limits))
-            if progress is not None:
-                jax.block_until_ready(out[-1])
-                _progress.report(progress, done + attack.steps, total)
+    count = chunks[1].shape[0]
+    with _journal.work(progress or "attack") as work:
+        first, _, out = work.resume(())
+        for c in range(first, count):  # from the host around device loops too: progress and Ctrl-C
+            chunk, done, total = _repeat.pick(chunks, c), c * attack.steps, count * attack.steps
+            if on_host:
+                d = _repeat.call(_start, (attack,), chunk, limits)
+                d = _repeat.repeat(
+                    _step,
+                    attack.steps,
+                    d,
+                    chunk,
+                    model,
+                    limits,
+                    statics=(attack,),
+                    loop="host",
+                    label=progress,
+                    done=done,
+                    total=total,
+                )
+                out.append(_repeat.call(PGD.finish, (attack,), chunk[1], d, limits))
+            else:
+                out.append(_repeat.call(_on_device, (attack,), chunk, model, limits))
+                if progress is not None:
+                    jax.block_until_ready(out[-1])
+                    _progress.report(progress, done + attack.steps, total)
+            work.keep(c + 1, (), out)
     return _repeat.join(out, n=n)
 
 

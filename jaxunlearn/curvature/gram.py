@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _repeat, _validate
+from jaxunlearn import _devices, _journal, _repeat, _validate
 from jaxunlearn._types import Params, PyTree
 from jaxunlearn.curvature.jacobian import Jacobian
 from jaxunlearn.curvature.selection import take
@@ -35,11 +35,11 @@ def inner_products(a: Any, b: Any = None) -> np.ndarray:
     """
     b = a if b is None else b
     if a.shape[0] * b.size <= EXACT_WORK:
-        a = np.asarray(a, np.float64)
-        return a @ (a if b is a else np.asarray(b, np.float64)).T
+        left = _devices.host(a).astype(np.float64)
+        return left @ (left if b is a else _devices.host(b).astype(np.float64)).T
     if isinstance(a, np.ndarray):
         return np.asarray(a @ b.T, np.float64)
-    return np.asarray(jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST), np.float64)
+    return _devices.host(jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)).astype(np.float64)
 
 
 def combine(weight: np.ndarray, rows: Any) -> np.ndarray:
@@ -88,13 +88,17 @@ def gram(jacobian: Jacobian, *parts: Part, max_bytes: int, label: str | None = N
     if columns < 1:
         raise ValueError(f"max_bytes must hold at least one column of {n} rows; got {max_bytes}")
     total = np.zeros((n, n))
-    for paths, columns_of in column_blocks(tensors, columns):
-        block = Jacobian(jacobian.fn, paths, jacobian.microbatch_size)
-        rows = [block.rows(*part, columns=columns_of, label=label) for part in parts]
-        for i, a in enumerate(rows):
-            for j, b in enumerate(rows[: i + 1]):
-                inner = inner_products(a) if i == j else inner_products(a, b)
-                total[_place(rows, i), _place(rows, j)] += inner
+    with _journal.work(label or "gram") as work:
+        done, total, _ = work.resume(total)
+        blocks = list(column_blocks(tensors, columns))
+        for number, (paths, columns_of) in enumerate(blocks[done:], done):
+            block = Jacobian(jacobian.fn, paths, jacobian.microbatch_size)
+            rows = [block.rows(*part, columns=columns_of, label=label) for part in parts]
+            for i, a in enumerate(rows):
+                for j, b in enumerate(rows[: i + 1]):
+                    inner = inner_products(a) if i == j else inner_products(a, b)
+                    total[_place(rows, i), _place(rows, j)] += inner
+            work.keep(number + 1, total)
     lower = np.tril_indices(n, -1)
     total.T[lower] = total[lower]
     return total

@@ -9,8 +9,9 @@ from typing import Any, TypeAlias, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
-from jaxunlearn import _progress, _repeat, _validate
+from jaxunlearn import _devices, _progress, _repeat, _validate
 from jaxunlearn._types import ApplyFn, Array, Params, PyTree
 from jaxunlearn.curvature.selection import put, take, width
 
@@ -57,12 +58,13 @@ class Jacobian:
 
     Stepped from the host in microbatches of one size, the last one padded: one
     compilation serves any number of examples, and no product but `rows` needs
-    memory that grows with them. Columns follow the order of ``paths``.
+    memory that grows with them. Columns follow the order of ``paths``. Where
+    examples are sharded over devices, each differentiates its own.
 
     Attributes:
       fn: hashable; equal functions share compiled code.
       paths: see `select_paths`.
-      microbatch_size: examples differentiated at a time; 0: by device, few on
+      microbatch_size: examples differentiated at a time on each device; 0: by device, few on
         CPU, where every core has a microbatch of its own.
 
     >>> J = Jacobian(lambda p, _, x: jnp.vdot(p["w"], x), ("w",))
@@ -101,19 +103,27 @@ class Jacobian:
         """
         n, total = _repeat.rows(examples), width(params, self.paths)
         kept = len(range(*columns.indices(total)))
+        split, on_cpu = _devices.split_of(examples), jax.default_backend() == "cpu"
+        if on_cpu and out is None:
+            out = np.empty((n, kept), np.result_type(*(leaf.dtype for leaf in take(params, self.paths).values())))
+        if split is not None:
+            blocks = ((start, b[..., columns]) for start, b in _beside(_rows, self, split, examples, params, context))
+            if out is None or not on_cpu:  # keep rows where they are
+                return jnp.concatenate([block for _, block in blocks], axis=1).reshape(n, kept)
+            for start, block in blocks:  # not in threads: every process must do the same in the same order
+                for first, own in zip(range(start, n, n // len(block)), _devices.host(block), strict=True):
+                    out[first : first + len(own)] = own
+                if label is not None:
+                    _progress.report(label, len(block) * (start + block.shape[1]), n)
+            return out
 
         def piece(chunk: tuple[int, int, PyTree]) -> tuple[int, int, Array]:
             start, stop, some = chunk
             return start, stop, _repeat.call(_rows, (self,), params, context, some)[: stop - start, columns]
 
         chunks = microbatches(examples, self.microbatch_size)
-        if jax.default_backend() != "cpu":  # keep rows where they are
+        if out is None or not on_cpu:
             return jnp.concatenate([block for _, _, block in map(piece, chunks)])
-        out = (
-            np.empty((n, kept), np.result_type(*(leaf.dtype for leaf in take(params, self.paths).values())))
-            if out is None
-            else out
-        )
 
         def write(chunk: tuple[int, int, PyTree]) -> int:
             start, stop, block = piece(chunk)
@@ -128,6 +138,10 @@ class Jacobian:
     def times(self, params: Params, context: PyTree, examples: PyTree, direction: Mapping[str, Any]) -> np.ndarray:
         """Return J d, (n,), for a direction given as ``{path: tensor}``, by forward-mode products."""
         direction = {path: jnp.asarray(direction[path]) for path in self.paths}
+        split = _devices.split_of(examples)
+        if split is not None:
+            beside = _beside(_times, self, split, examples, params, context, direction)
+            return np.concatenate([_devices.host(block) for _, block in beside], axis=1).reshape(-1)
         out = [
             np.asarray(_repeat.call(_times, (self,), params, context, chunk, direction))[: stop - start]
             for start, stop, chunk in microbatches(examples, self.microbatch_size)
@@ -144,10 +158,16 @@ class Jacobian:
         Raises:
           ValueError: the weight has another length than the examples.
         """
-        weight = np.asarray(weight)
+        weight = _devices.host(weight)
         _validate.same_length("examples and weight", {"examples": jax.tree.leaves(examples)[0], "weight": weight})
         weight = weight.astype(jax.tree.leaves(take(params, self.paths))[0].dtype)
         total = {path: jnp.zeros_like(leaf) for path, leaf in take(params, self.paths).items()}
+        split = _devices.split_of(examples)
+        if split is not None:
+            own, shared = jax.device_put((examples, weight), split), (params, context)
+            for at in _starts(self, split, examples):
+                total = _repeat.call(_transpose_times_beside, (self, split), at, own, shared, total)
+            return total
         for start, stop, (chunk, w) in microbatches((examples, weight), self.microbatch_size):
             w = np.where(np.arange(len(w)) < stop - start, w, 0)
             total = _repeat.call(_transpose_times, (self,), params, context, chunk, w, total)
@@ -183,9 +203,61 @@ def _transpose_times(
     return jax.tree.map(jnp.add, total, grads)
 
 
+def _starts(jacobian: Jacobian, split: NamedSharding, examples: PyTree) -> Iterator[Any]:
+    """Yield where each microbatch of a device's own rows starts."""
+    each = _repeat.rows(examples) // _devices.parts(split)
+    return map(np.int32, range(0, each, jacobian.microbatch_size))
+
+
+def _beside(
+    fn: Callable[..., Array], jacobian: Jacobian, split: NamedSharding, examples: PyTree, *shared: PyTree
+) -> Iterator[tuple[int, Array]]:
+    """Yield (start, what ``fn`` gives for the rows from there on of each device, (devices, rows, ...))."""
+    examples, each = jax.device_put(examples, split), _repeat.rows(examples) // _devices.parts(split)
+    for start in _starts(jacobian, split, examples):
+        block = _repeat.call(_block, (fn, jacobian, split), start, examples, *shared)
+        yield int(start), block[:, : each - start]
+
+
+def _block(
+    fn: Callable[..., Array],
+    jacobian: Jacobian,
+    split: NamedSharding,
+    start: Array,
+    examples: PyTree,
+    params: Params,
+    context: PyTree,
+    *more: PyTree,
+) -> Array:
+    def here(examples: PyTree, start: Array, params: Params, context: PyTree, *more: PyTree) -> Array:
+        return fn(jacobian, params, context, _from(start, jacobian.microbatch_size, examples)[1], *more)[None]
+
+    return _devices.beside(here, split, examples, start, params, context, *more)
+
+
+def _transpose_times_beside(
+    jacobian: Jacobian, split: NamedSharding, start: Array, own: PyTree, shared: PyTree, total: dict[str, Array]
+) -> dict[str, Array]:
+    def here(own: PyTree, start: Array, shared: PyTree) -> dict[str, Array]:
+        real, (chunk, w) = _from(start, jacobian.microbatch_size, own)
+        zeros = jax.tree.map(jnp.zeros_like, take(shared[0], jacobian.paths))
+        params, context = shared
+        sums = _transpose_times(jacobian, params, context, chunk, jnp.where(real, w, 0), zeros)
+        return jax.tree.map(lambda a: a[None], sums)
+
+    sums = _devices.beside(here, split, own, start, shared)
+    return jax.tree.map(lambda t, s: t + jnp.sum(s, axis=0), total, sums)
+
+
+def _from(start: Array, size: int, rows: PyTree) -> tuple[Array, PyTree]:
+    """Return so many rows, whether each is there, and the last one in place of those that are not."""
+    index = start + jnp.arange(size)
+    return index < _repeat.rows(rows), jax.tree.map(lambda a: jnp.take(a, index, axis=0, mode="clip"), rows)
+
+
 def microbatches(examples: PyTree, size: int) -> Iterator[tuple[int, int, PyTree]]:
     """Yield (start, stop, microbatch of one size): the last one repeats its last row."""
-    examples = jax.tree.map(np.asarray, examples)
+    examples = jax.tree.map(_devices.host, examples)
     n = _repeat.rows(examples)
     for start in range(0, n, size):
         stop = min(start + size, n)

@@ -112,7 +112,7 @@ class Descent:
     @property
     def phases(self) -> tuple[Phase, ...]:
         least = _NEVER if self.config.stop == "budget" else 0
-        return (Phase(self.step, self.draws, self.config.max_passes, check_every=0, min_steps=least),)
+        return (Phase(self.step, self.draws, self.config.max_passes, check_every=0, min_steps=least, spread=True),)
 
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Make the values for each instance, the weights to train and the optimiser's state."""

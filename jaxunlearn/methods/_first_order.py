@@ -117,7 +117,7 @@ class FirstOrder:
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(self.step, self.draws, self.config.max_passes, self.check_every),)
+        return (Phase(self.step, self.draws, self.config.max_passes, self.check_every, spread=True),)
 
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Make the companion set, the importance and the optimiser's state."""
