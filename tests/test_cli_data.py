@@ -15,7 +15,7 @@ from jaxunlearn import checkpoint
 from jaxunlearn.cli import _comparison, _estimate
 from jaxunlearn.cli.main import main
 from jaxunlearn.data import open_source
-from tests.digits_net import network
+from tests.digits_net import ARCH, network, tensors
 from tests.picture_files import NAMES, digit, label, write_folder, write_parquet, write_table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
@@ -193,22 +193,29 @@ def test_compare_takes_data_that_lie_apart(home, monkeypatch, capsys):
 
 
 def test_class_names_of_hugging_face(home, tmp_path, monkeypatch, capsys):
-    shutil.copytree(home / "net", tmp_path / "net")
-    (tmp_path / "net/config.json").write_text(json.dumps({"id2label": {str(n): NAMES[n] for n in range(10)}}))
+    np.savez(tmp_path / "w.npz", **tensors())
     monkeypatch.chdir(home)
     monkeypatch.setattr(_estimate, "estimate", lambda *args, **kwargs: [("time", "some")])
-    argv = ["unlearn", "--data", "folder:three_classes", "--forget", "all", "--dry-run", "--weights"]
-    assert main([*argv, str(tmp_path / "net")]) == 0
-    assert "net/config.json" in capsys.readouterr().out
-    made_up = {"id2label": {str(n): f"LABEL_{n}" for n in range(10)}}
-    (tmp_path / "net/config.json").write_text(json.dumps(made_up))
-    assert main([*argv, str(tmp_path / "net")]) == 2
-    assert "give --classes FILE" in capsys.readouterr().err
+    argv = ["unlearn", "--arch", ARCH, "--weights", str(tmp_path / "w.npz"), "--data", "folder:three_classes"]
+    argv += ["--forget", "all", "--dry-run"]
+    for names, status in ((NAMES, 0), ([f"LABEL_{n}" for n in range(10)], 2)):
+        (tmp_path / "config.json").write_text(json.dumps({"id2label": {str(n): names[n] for n in range(10)}}))
+        assert main(argv) == status
+        said = capsys.readouterr()
+        # The second are made up: no names, and a network of one's own whose weights know that it has ten classes.
+        assert "config.json" in said.out if status == 0 else "has 3 classes (d3, d4, d5), the network 10" in said.err
+
+
+def test_training_goes_on_with_the_networks_classes(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    argv = ["train", "--weights", "net", "--data", "folder:three_classes", "--epochs", "1", "--out", "more"]
+    assert main(argv) == 2
+    assert "has 3 classes (d3, d4, d5), the network 10: give --classes FILE" in capsys.readouterr().err
 
 
 def test_training_on_a_folder_takes_its_classes_from_it(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    argv = ["train", "--arch", "tests.digits_net:Tiny", "--data", "folder:three_classes", "--epochs", "1"]
+    argv = ["train", "--arch", ARCH, "--data", "folder:three_classes", "--epochs", "1"]
     assert main([*argv, "--out", "trained"]) == 0
     assert "3, their names sorted: d3, d4, d5" in " ".join(capsys.readouterr().out.split())
     assert main(["evaluate", "--weights", "trained", "--data", "folder:three_classes", "--split", "train"]) == 0

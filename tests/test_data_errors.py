@@ -71,6 +71,20 @@ def test_a_bad_picture_that_is_met_late_is_one_line_too(net, tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos"]
 
 
+def test_a_bad_picture_that_is_only_measured_is_found_before_the_work(net, tmp_path, monkeypatch, capsys):
+    from jaxunlearn.cli import _run
+
+    def never(*args, **kwargs):
+        raise AssertionError("worked first")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_run, "Measured", never)
+    write_folder(tmp_path / "photos", range(1, 11))
+    (tmp_path / "photos/d9/x.png").write_bytes(digit(9)[:60])
+    assert main(["unlearn", "--weights", str(net), "--data", "folder:photos", "--forget", "1.png", "--out", "out"]) == 2
+    assert "photos/d9/x.png is damaged or cut short" in capsys.readouterr().err
+
+
 def test_networks_of_other_than_one_or_three_channels(tmp_path):
     write_folder(tmp_path, [1])
     with pytest.raises(ValueError, match="pictures have 1 or 3 channels, the network takes 4"):

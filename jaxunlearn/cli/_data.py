@@ -45,20 +45,14 @@ def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = F
     args = _with_kept(args, run)
     recipe = _model.recipe_of(args, run)
     model = None if recipe is None else _model.load(args, None, run)
-    reading = _reading(args, recipe, model)
-    source = _open(args, spec, reading)
-    others = {
-        name: _open(args, getattr(args, f"{name}_data"), reading)
-        for name in ("retain", "test")
-        if getattr(args, f"{name}_data", None) is not None
-    }
-    if others:
-        source = data_sources.join(source, **others)
+    source = _joined(args, spec, _reading(args, recipe, model))
+    if model is None:
+        model = _model.load(args, source, run)
+        if source.num_classes != model.spec.num_classes and source.notes:  # the order of classes was another's
+            source = _joined(args, spec, _reading(args, model.spec.recipe, model))
     for name, text in source.notes:
         if tell and name == "skipped":
             print(f"jaxunlearn: {source.name}: skipped {text}", file=sys.stderr)
-    if model is None:
-        model = _model.load(args, source, run)
     _model.check_fit(model, source)
     return source, model
 
@@ -66,7 +60,7 @@ def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = F
 def open_source(args: argparse.Namespace, spec: str | None, run: Any = None) -> Source:
     """Return a data set, its pictures read as the network that the flags or the run name takes them.
 
-    The data decide how many classes there are, as for a network that is yet to be trained.
+    The data decide how many classes there are: this is for a network that is yet to be trained.
     """
     if spec is None:
         raise ValueError(MISSING)
@@ -119,6 +113,17 @@ def about(source: Source, measured: Mapping[str, Any] | None = None) -> list[tup
         sets = " and ".join({"retain": "D_r", "test": "D_test"}[name] for name in absent)
         lines.append(("unmeasured", f"{sets}: there are no other images; {flags} would give them"))
     return lines
+
+
+def _joined(args: argparse.Namespace, spec: str, reading: Reading) -> Source:
+    """Return the data, with the retain and the test set that lie elsewhere."""
+    source = _open(args, spec, reading)
+    others = {
+        name: _open(args, getattr(args, f"{name}_data"), reading)
+        for name in ("retain", "test")
+        if getattr(args, f"{name}_data", None) is not None
+    }
+    return data_sources.join(source, **others) if others else source
 
 
 def _open(

@@ -114,9 +114,7 @@ def _check(args: argparse.Namespace) -> None:
 def _train(args: argparse.Namespace, command: str, device: str) -> int:
     seconds: dict[str, float] = {}
     with _errors.user_input(), _progress.shown(quiet=args.quiet):
-        source = _data.open_source(args, args.data)
-        model = _start(args, source)
-        _model.check_fit(model, source)
+        source, model = _start(args)
     rows = source.splits["train"]
     codes = None if args.codes is None else proxies.draw_codes(_key(args, 2), model)
     if not args.quiet:
@@ -145,14 +143,17 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
     return _errors.OK
 
 
-def _start(args: argparse.Namespace, source: Source) -> Model:
-    """Return the network to train: with given weights, else with fresh ones of the data's size."""
+def _start(args: argparse.Namespace) -> tuple[Source, Model]:
+    """Return the data, and the network to train: with given weights, else with fresh ones of the data's size."""
     if args.weights is not None:
-        return _model.load(args, source)
+        return _data.open_with_model(args)
+    source = _data.open_source(args, args.data)
     recipe = models.recipe(
         args.arch, num_classes=source.num_classes, input_shape=source.input_shape, mean=args.mean, std=args.std
     )
-    return models.from_recipe(recipe, key=_key(args, 0))
+    model = models.from_recipe(recipe, key=_key(args, 0))
+    _model.check_fit(model, source)
+    return source, model
 
 
 def _key(args: argparse.Namespace, purpose: int) -> jax.Array:
