@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _config, _progress, _tree, curvature, inference, loop, losses, report
+from jaxunlearn import _config, _journal, _progress, _tree, curvature, inference, loop, losses, report
 from jaxunlearn._types import Artefact, Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.audits.accuracy import accuracy
 from jaxunlearn.audits.change import change
@@ -166,6 +166,7 @@ def run(
     """
     model, source = request.model, request.source
     watch = _Watch(request, spec, config)
+    _journal.attach(watch.get, watch.put)
     try:
         result = loop.unlearn(
             problem,
@@ -333,6 +334,15 @@ class _Watch:
     def __call__(self, event: Event) -> None:
         if event.steps >= self._next or bool(event.state.done):
             self._look(self._unlearner.finish(event.state.inner), event.steps)
+
+    def get(self) -> dict[str, Any]:
+        """Return what has been seen so far, plain JSON, to be `put` back when the run is resumed."""
+        return {"points": self.points, "next": self._next, "seconds": self.seconds}
+
+    def put(self, seen: Mapping[str, Any]) -> None:
+        """Take up what was seen before the run was stopped."""
+        self.points = [(int(step), float(share)) for step, share in seen["points"]]
+        self._next, self.seconds = int(seen["next"]), float(seen["seconds"])
 
     def _look(self, model: Model, step: int) -> None:
         began = time.perf_counter()

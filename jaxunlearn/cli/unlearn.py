@@ -6,24 +6,25 @@ import argparse
 import dataclasses
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import (
-    _tree,
-    artefacts,
-    convert,
-    curvature,
-    data as data_sources,
-    loop,
-    methods,
-    models,
-    report,
-    wrappers,
+from jaxunlearn import _tree, loop, methods, models, report
+from jaxunlearn._types import Artefact, Batch, MethodSpec, Model, Problem
+from jaxunlearn.cli import (
+    _data,
+    _device,
+    _errors,
+    _estimate,
+    _flags,
+    _output,
+    _progress,
+    _proxies,
+    _request,
+    _resume,
+    _run,
 )
-from jaxunlearn._types import Artefact, MethodSpec, Model
-from jaxunlearn.cli import _data, _device, _errors, _estimate, _flags, _model, _output, _progress, _proxies, _run
 from jaxunlearn.report.tables import REASONS
 
 #: What is used where none is named.
@@ -73,10 +74,24 @@ def main(argv: Sequence[str]) -> int:
         raise _errors.UserError(f"--eval-limit must be at least 1; got {args.eval_limit}")
     command = shlex.join(("jaxunlearn", "unlearn", *argv))
 
-    if args.out is not None:
-        _run.check_out(args.out, overwrite=args.overwrite)
-    with _device.chosen(args) as device:
-        return _unlearn(args, spec, config, command, device)
+    if args.dry_run:
+        if args.out is not None:
+            _run.check_out(args.out, overwrite=args.overwrite)
+        with _device.chosen(args) as device:
+            return _unlearn(args, spec, config, command, device)
+    if args.resume and (done := _resume.finished(args.out, command)) is not None:
+        print(f"{done.path}: this run is finished; nothing is left to do.")
+        return _errors.OK if done.results["goal_met"] else _errors.NOT_FORGOTTEN
+    args.overwrite = args.overwrite or (args.resume and _resume.replaces(args.out))
+    _run.check_out(args.out, overwrite=args.overwrite)
+    try:
+        with _resume.only_run(args.out), _device.chosen(args) as device:
+            return _unlearn(args, spec, config, command, device)
+    except KeyboardInterrupt:
+        if not _resume.kept(args.out):
+            raise
+        print("jaxunlearn: interrupted; the same command with --resume goes on from here", file=sys.stderr)
+        return _errors.INTERRUPTED
 
 
 def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
@@ -162,6 +177,11 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         action="store_false",
         help="leave the images themselves, and what is made from them, out of reports",
     )
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with this command where it was killed or interrupted; without anything kept, begin",
+    )
     group.add_argument("--dry-run", action="store_true", help="say what would be done, estimate memory and time, stop")
     _flags.add_run_flags(parser)
     _flags.add_method_flags(parser, spec)
@@ -171,170 +191,92 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
 def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: str, device: str) -> int:
     seconds: dict[str, float] = {}
     with _errors.user_input(), _run.timed(seconds, "load"), _progress.shown(quiet=args.quiet):
-        request, previous, reading = _request(args, spec)
+        request, previous, reading = _request.read(args, spec)
         problem = request.problem(spec)
         loop.check(spec, problem, config)
-        _check_layers(request, config)
+        _request.check_layers(request, config)
         if not args.dry_run:
             _data.look(request.source, request.sets())
-    if args.dry_run or not args.quiet:
-        _output.facts(_plan(request, spec, config, args, device))
     if args.dry_run:
+        return _estimated(args, request, problem, spec, config, device)
+    asked = _asked(args, request, problem, spec, config, device)
+    with _resume.journal(args.out, asked, resume=args.resume) as told:
+        if not args.quiet:
+            resumed = [] if told is None else [("resumed", told)]
+            _output.facts([*_request.plan(request, spec, config, args, device), *resumed])
+        extras = {
+            "forget": args.forget,
+            "target": args.target,
+            "preset": args.preset,
+            "device": device,
+            "precision": args.precision,
+            "from": previous,
+            "eval_limit": args.eval_limit,
+            "reading": reading,
+            "public": args.public,
+            "first_network": _request.first_network(request, spec),
+        }
         with _progress.shown(quiet=args.quiet):
-            pairs = _estimate.estimate(request, problem, spec, config, inversion=args.inversion or 0)
-        print()
-        _output.facts(pairs)
-        return _errors.OK
-
-    extras = {
-        "forget": args.forget,
-        "target": args.target,
-        "preset": args.preset,
-        "device": device,
-        "precision": args.precision,
-        "from": previous,
-        "eval_limit": args.eval_limit,
-        "reading": reading,
-        "public": args.public,
-        "first_network": _first(request, spec),
-    }
-    with _progress.shown(quiet=args.quiet):
-        if args.inversion:
-            with _run.timed(seconds, "inversion"):
-                made = _proxies.inversion(request.first, args.inversion)
-                request = dataclasses.replace(request, inversion=made)
-            problem = request.problem(spec)
-        before = _run.Measured(request.model, request, when="before")
-        about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
-        record = _run.run(request, problem, spec, config, before, deep=args.measure_depth, images=args.images, **about)
-    if record.result.stop_reason == "interrupted" and record.result.steps == 0:
-        raise KeyboardInterrupt
+            if args.inversion:
+                with _run.timed(seconds, "inversion"):
+                    made = _proxies.inversion(request.first, args.inversion)
+                    request = dataclasses.replace(request, inversion=made)
+                problem = request.problem(spec)
+            before = _run.Measured(request.model, request, when="before")
+            about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
+            record = _run.run(
+                request, problem, spec, config, before, deep=args.measure_depth, images=args.images, **about
+            )
+    if record.result.stop_reason == "interrupted":
+        _resume.leave(args.out)
+        if record.result.steps == 0:
+            raise KeyboardInterrupt
     return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))
 
 
-def _first(request: _run.Request, spec: MethodSpec) -> str | None:
-    """Return what became of the network before the first of several requests, if a method asks for it."""
-    if not request.earlier or "original" not in spec.uses:
-        return None
-    return "gone" if request.original is None else "used"
+def _estimated(
+    args: argparse.Namespace, request: _run.Request, problem: Problem, spec: MethodSpec, config: Any, device: str
+) -> int:
+    _output.facts(_request.plan(request, spec, config, args, device))
+    with _progress.shown(quiet=args.quiet):
+        pairs = _estimate.estimate(request, problem, spec, config, inversion=args.inversion or 0)
+    print()
+    _output.facts(pairs)
+    return _errors.OK
 
 
-def _check_layers(request: _run.Request, config: Any) -> None:
-    """Raise unless the tensors that a method is told to edit are there."""
-    patterns = [pattern.strip() for pattern in getattr(config, "layers", "").split(",") if pattern.strip()]
-    if patterns:
-        try:
-            curvature.select_paths(request.model.params, patterns)
-        except ValueError as error:
-            raise ValueError(f"--layers: {error}") from None
+def _asked(
+    args: argparse.Namespace, request: _run.Request, problem: Problem, spec: MethodSpec, config: Any, device: str
+) -> dict[str, Any]:
+    """Return what the numbers of a run depend on: a run that is resumed must agree in all of it."""
+    return {
+        "method": spec.name,
+        "settings": dataclasses.asdict(config),
+        "goal": request.goal,
+        "seed": request.seed,
+        "network": _tree.model_digest(request.model),
+        "forget set": _tree.digest(problem.forget._asdict()),
+        "other data": _tree.digest(
+            _arrays({"retain": problem.retain, "public": problem.public, **dict(problem.artefacts)})
+        ),
+        "inversion": args.inversion,
+        "device": device,
+        "precision": args.precision,
+        "versions": report.record.versions(),
+    }
 
 
-def _request(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str | None, dict[str, Any]]:
-    """Return what is asked, the folder of the run it goes on from, and how the data are opened again."""
-    previous = None if args.previous is None else report.read_run(args.previous)
-    source, model = _data.open_with_model(args, previous)
-    rows = data_sources.parse_forget(args.forget, source, seed=args.seed)
-    target = None
-    if args.goal == "relabel":
-        classes = model.spec.num_classes
-        target = data_sources.parse_targets(args.target or "random", source, rows, seed=args.seed, num_classes=classes)
-    origin = _model.origin(args, model, previous)
-    request = _run.Request(
-        model=model,
-        source=source,
-        rows=rows,
-        target=target,
-        goal=args.goal,
-        seed=args.seed,
-        earlier=[] if previous is None else _run.earlier_of(previous, source, rows),
-        original=None if previous is None else _model.original(origin, model),
-        origin=origin,
-        public=_data.public(args, model, _proxies.MOST, args.seed),
-        artefacts=_artefacts(args.artefact, spec, model, previous) | _anchors(args.anchors, model),
-        limits={} if args.eval_limit is None else dict.fromkeys(("retain", "test"), args.eval_limit),
-    )
-    reading = _data.record(args, source, previous)
-    return request, None if previous is None else str(previous.path), reading
-
-
-def _artefacts(
-    files: Sequence[str], spec: MethodSpec, model: Model, previous: report.Run | None
-) -> dict[str, Artefact]:
-    """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
-    found: dict[str, Artefact] = {}
-    known = {_tree.model_digest(layer) for layer in wrappers.layers(model)}  # a certificate is of the network inside
-    for path in () if previous is None else previous.artefacts:
-        artefact = artefacts.load(path)
-        if artefact.model_digest in known:
-            found[artefact.kind] = artefact
-    for file in files:
-        artefact = artefacts.load(file, model=model)
-        if artefact.kind not in (*spec.needs, *spec.uses):
-            what = f"{Path(file).name}, an artefact of kind {artefact.kind!r}"
-            raise ValueError(f"method {spec.name!r} has no use for {what}; leave it out")
-        found[artefact.kind] = artefact
+def _arrays(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arrays of what a method is given beside the network and the forget set."""
+    found: dict[str, Any] = {}
+    for name, value in given.items():
+        if isinstance(value, Model):
+            found[name] = {"params": value.params, "model_state": value.model_state}
+        elif isinstance(value, Artefact):
+            found[name] = dict(value.arrays)
+        elif value is not None:
+            found[name] = value._asdict() if isinstance(value, Batch) else value
     return found
-
-
-def _anchors(file: str | None, model: Model) -> dict[str, Any]:
-    """Return the user's embeddings of the classes, if there are any."""
-    if file is None:
-        return {}
-    arrays = convert.read_state_dict(file)
-    shapes = {name: array.shape for name, array in arrays.items()}
-    (array,) = arrays.values() if len(arrays) == 1 else (None,)
-    if array is None or array.ndim != 2 or len(array) != model.spec.num_classes:
-        raise ValueError(f"--anchors {file} must hold one array of {model.spec.num_classes} rows; it has {shapes}")
-    return {"anchors": array}
-
-
-def _plan(
-    request: _run.Request, spec: MethodSpec, config: Any, args: argparse.Namespace, device: str
-) -> list[tuple[str, str]]:
-    """Return what is about to happen, for the reader."""
-    source, sets = request.source, request.sets()
-    names = source.ids[request.rows].tolist()
-    shown = ", ".join(names[:8]) + (f", ... ({len(names) - 8} more)" if len(names) > 8 else "")
-    goal = {"misclassify": "misclassify: none may keep its label", "relabel": "relabel: each gets a chosen other label"}
-    base = spec.Config()
-    changed = [
-        f"{f.name}={getattr(config, f.name)}"
-        for f in dataclasses.fields(config)
-        if getattr(config, f.name) != (getattr(base, f.name) if not args.dry_run else "")
-    ]
-    measured = ", ".join(f"{len(rows):,} {name}" for name, rows in sets.items())
-    limit = " (a fixed random choice)" if request.limits else ""
-    limit += ", and how deep it goes" if args.measure_depth else ""
-    pairs = [
-        ("network", _model.describe(request.model)),
-        *_data.about(source, sets),
-        ("forget", f"{len(names)} instance{'s' * (len(names) > 1)}: {shown}"),
-        ("goal", goal[request.goal]),
-        ("method", f"{spec.name}, seed {request.seed}, " + (", ".join(changed) or "default hyper-parameters")),
-        ("measured", measured + limit),
-        ("device", device),
-    ]
-    if request.earlier:
-        held = ", to stay forgotten" if "held" in spec.uses else ", not held by this method"
-        if _first(request, spec) == "gone":
-            held += "; the network before the first of them is not there any more: this one stands in for it"
-        count = f"{len(request.earlier)} instances of earlier runs, measured again, not in retain"
-        pairs.insert(3, ("earlier", count + held))
-    if "proxies" in spec.uses:
-        pairs.insert(-2, ("proxies", _stand_ins(request, config, args)))
-    return pairs
-
-
-def _stand_ins(request: _run.Request, config: Any, args: argparse.Namespace) -> str:
-    """Return which images stand in for the data that are not seen, and what would be better."""
-    cut, deep = "cut-and-paste images of the forget set", getattr(config, "depth", "none") != "none"
-    given = "" if request.public is None else f"{len(request.public):,} public images"
-    given = f"{args.inversion:,} images made from the network" if args.inversion else given
-    if given:
-        return given if deep else f"{cut}, and {given}"
-    return cut + (
-        "; --inversion 500 takes minutes, once for a network, and keeps a little more accuracy" if deep else ""
-    )
 
 
 def _tell(record: report.RunRecord, path: Path) -> int:
@@ -355,7 +297,7 @@ def _tell(record: report.RunRecord, path: Path) -> int:
     if record.result.stop_reason == "interrupted":
         print(
             f"jaxunlearn: interrupted after {record.result.steps} steps, {done} of {k} instances forgotten; "
-            f"the result so far is kept in {path}",
+            f"the result so far is kept in {path}" + "; --resume goes on from here" * _resume.kept(path),
             file=sys.stderr,
         )
         return _errors.INTERRUPTED

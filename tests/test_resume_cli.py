@@ -1,0 +1,200 @@
+"""`jaxunlearn unlearn --resume`: killed at random moments, refused where it would mix two requests."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import filelock
+import numpy as np
+import pytest
+
+from jaxunlearn import _journal
+from jaxunlearn.cli import _resume, _run
+from jaxunlearn.cli.main import main
+from jaxunlearn.report import read_run
+from tests.digits_net import ARCH, tensors
+
+#: The command in a process of its own that keeps its state as often as it can.
+PROGRAM = "import sys; from jaxunlearn import _journal; _journal.INTERVAL = 0.0; from jaxunlearn.cli.main import main; "
+PROGRAM += "sys.exit(main(sys.argv[1:]))"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "digits.npz"
+    np.savez(path, **tensors())
+    return str(path)
+
+
+@pytest.fixture
+def argv(weights):
+    more = ["--forget", "5,57,100", "--method", "adv-imp", "--draws", "3", "--attack-steps", "8", "--max-passes", "6"]
+    return ["unlearn", "--arch", ARCH, "--weights", weights, "--data", "digits", "--quiet", *more]
+
+
+@pytest.fixture
+def often(monkeypatch):
+    monkeypatch.setattr(_journal, "INTERVAL", 0.0)
+
+
+def comparable(out):
+    """What a run gave, without what a clock or the memory says, and without the command."""
+    results = {name: value for name, value in read_run(out).results.items() if name not in ("seconds", "memory")}
+    return {name: value for name, value in results.items() if name != "command"}
+
+
+def killed(argv, seconds_after_the_first_state: float) -> int:
+    """Run the command in a process, and kill it so long after it kept something; return its exit status."""
+    out = argv[argv.index("--out") + 1]
+    folder = _resume.folder_of(out)
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.npz")}
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, *argv], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 300
+    while process.poll() is None and time.monotonic() < deadline:
+        if {path: path.stat().st_mtime_ns for path in sorted(folder.glob("*.npz")) if path.exists()} != before:
+            time.sleep(seconds_after_the_first_state)
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode in (0, 3, -signal.SIGKILL), error
+    return process.returncode
+
+
+def chain(argv, whole, out, kills, tmp_path):
+    moments = random.Random(0)
+    ended = []
+    for _ in range(kills):
+        ended.append(killed([*argv, "--out", str(out), "--resume"], moments.uniform(0, 0.6)))
+        assert ended[-1] == -signal.SIGKILL or out.exists()
+        if ended[-1] != -signal.SIGKILL:
+            break
+        assert not out.exists(), "nothing half written"
+    assert ended.count(-signal.SIGKILL) >= min(kills, 2)
+    status = main([*argv, "--out", str(out), "--resume"])
+    assert status == main([*argv, "--out", str(whole)])
+    assert comparable(out) == comparable(whole)
+    # Nothing is left beside the two runs.
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([out.name, whole.name])
+
+
+def test_killed_and_resumed_is_as_if_it_never_was(argv, tmp_path):
+    chain(argv, tmp_path / "whole", tmp_path / "out", 2, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["adv-imp", "minimal-edit"])
+def test_killed_at_twenty_random_moments(argv, tmp_path, method):
+    if method == "minimal-edit":
+        argv = [*argv[: argv.index("--method")], "--method", method, "--proxies", "400", "--steps", "6"]
+    else:
+        argv = [*argv, "--draws", "60", "--attack-steps", "60", "--max-passes", "60"]
+    chain(argv, tmp_path / "whole", tmp_path / "out", 20, tmp_path)
+
+
+def test_without_anything_kept_it_begins(argv, tmp_path, often):
+    out = tmp_path / "out"
+    assert main([*argv, "--out", str(out), "--resume"]) in (0, 3)
+    assert out.is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_is_finished_is_not_done_again(argv, tmp_path, capsys, monkeypatch):
+    out = str(tmp_path / "out")
+    status = main([*argv, "--out", out])
+    monkeypatch.setattr(_run, "run", lambda *args, **more: pytest.fail("done again"))
+    assert main([*argv, "--out", out, "--resume"]) == status
+    assert "this run is finished; nothing is left to do" in capsys.readouterr().out
+    assert main([*argv, "--out", out, "--resume", "--seed", "1"]) == 2
+    assert "holds an earlier run" in capsys.readouterr().err
+
+
+def interrupted(argv, monkeypatch, *, error=KeyboardInterrupt, step=3):
+    """Run the command and stop it at a step."""
+    real = _run._Watch.__call__
+
+    def stop(self, event):
+        real(self, event)
+        if event.steps == step:
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_run._Watch, "__call__", stop)
+        return main(argv)
+
+
+def test_after_ctrl_c_there_is_a_result_and_a_way_on(argv, tmp_path, often, monkeypatch, capsys):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    assert interrupted([*argv, "--out", str(out)], monkeypatch) == 130
+    assert "--resume goes on from here" in capsys.readouterr().err
+    assert read_run(out).results["stop_reason"] == "interrupted"
+    assert _resume.folder_of(out).is_dir()
+    status = main([*argv, "--out", str(out), "--resume"])
+    assert status == main([*argv, "--out", str(whole)])
+    assert comparable(out) == comparable(whole)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_another_request_is_not_mixed_in_and_costs_nothing(argv, tmp_path, often, monkeypatch, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(MemoryError):
+        interrupted([*argv, "--out", str(out)], monkeypatch, error=MemoryError)
+    capsys.readouterr()
+    kept = sorted(path.name for path in _resume.folder_of(out).iterdir())
+    assert any(name.endswith(".npz") for name in kept)
+    for change, name in [
+        (["--seed", "1"], "seed was 0, now 1"),
+        (["--forget", "5,57"], "forget set was"),
+        (["--learning-rate", "0.5"], "settings was"),
+    ]:
+        assert main([*argv, "--out", str(out), "--resume", *change]) == 2
+        error = capsys.readouterr().err
+        assert f"--resume: what was kept is of another request, its {name}" in error
+        assert error.count("\n") == 1
+        assert sorted(path.name for path in _resume.folder_of(out).iterdir()) == kept
+    (_resume.folder_of(out) / _resume.ASKED).write_text("{")
+    assert main([*argv, "--out", str(out), "--resume"]) == 2
+    assert "is damaged: leave out --resume to begin anew" in capsys.readouterr().err
+    assert main([*argv, "--out", str(out)]) in (0, 3)  # without --resume: anew
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_another_version_is_not_mixed_in(argv, tmp_path, often, monkeypatch, capsys):
+    out = tmp_path / "out"
+    with pytest.raises(MemoryError):
+        interrupted([*argv, "--out", str(out)], monkeypatch, error=MemoryError)
+    asked = _resume.folder_of(out) / _resume.ASKED
+    content = json.loads(asked.read_text())
+    content["versions"]["jax"] = "0.9"
+    asked.write_text(json.dumps(content))
+    assert main([*argv, "--out", str(out), "--resume"]) == 2
+    assert "its versions was" in capsys.readouterr().err
+
+
+def test_the_second_of_two_runs_into_one_folder_is_refused(argv, tmp_path, capsys):
+    out = tmp_path / "out"
+    folder = _resume.folder_of(out)
+    folder.mkdir()
+    with filelock.FileLock(folder / "lock"):
+        assert main([*argv, "--out", str(out)]) == 2
+    assert f"another process is writing to {out}: wait for it, or choose another" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*argv, "--out", str(out)]) in (0, 3)
+
+
+def test_a_mistake_leaves_nothing(argv, tmp_path, capsys):
+    assert main([*argv, "--out", str(tmp_path / "out"), "--forget", "99999"]) == 2
+    assert "unknown id" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert _resume.folder_of("a/b/") == tmp_path / "a" / ".b.resume"
+    assert _resume.folder_of(os.path.join("a", "..", "b")) == tmp_path / ".b.resume"
