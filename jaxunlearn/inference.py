@@ -21,7 +21,7 @@ def _forward(apply_fn: ApplyFn, params: Params, model_state: Params, x: Array) -
 def logits(model: Model, x: Any, *, batch_size: int | None = None, label: str = "evaluating") -> np.ndarray:
     """Return eval-mode logits, (n, C) float32 on the host.
 
-    The last batch is padded, so that one compilation serves any n. Where x is
+    The last batch is padded, a single one to a power of two: few compilations serve any n. Where x is
     sharded over devices, each takes its own rows and every process gets all logits.
 
     Args:
@@ -42,7 +42,7 @@ def logits(model: Model, x: Any, *, batch_size: int | None = None, label: str = 
             found.append(_forward(model.apply_fn, model.params, model.model_state, _repeat.pick(chunks, c)))
             _progress.report(label, min((c + 1) * chunks.shape[1], n), n)
         return _devices.host(_repeat.join(found, n=n))
-    size = min(batch_size, max(n, 1))
+    size = _repeat.chunk_size(max(n, 1), batch_size)
 
     def some(rows: Any) -> np.ndarray:
         batch = jnp.asarray(rows)
