@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,96 +14,7 @@ from jaxunlearn._types import Model, Recipe
 from jaxunlearn.models._layers import adaptive_mean, max_pool
 
 torch = pytest.importorskip("torch")
-from tests import torch_reference, torch_zoo  # noqa: E402
-
-
-class Case(NamedTuple):
-    """A network at its published size, and a small one of the same kind."""
-
-    full: Callable[[], Any]
-    parameters: int
-    small: Callable[[], Any]
-    fields: dict[str, Any]
-    side: int
-
-
-DEPTHS = dict(depths=(1, 2, 1, 1), widths=(8, 16, 16, 24))
-STAGES = dict(stages=((8, 8), (16,), (24,)), hidden=32)
-DENSE = dict(blocks=(2, 3, 2), growth=8, stem=16)
-CASES = {
-    "resnet34": Case(
-        lambda: torch_reference.ResNet(
-            (3, 4, 6, 3), (64, 128, 256, 512), 1000, stem=(7, 2, 3), pool=True, shortcut="downsample", head="fc"
-        ),
-        21_797_672,
-        lambda: torch_reference.ResNet((2, 1), (8, 16), 7, stem=(7, 2, 3), pool=True, shortcut="downsample", head="fc"),
-        dict(depths=(2, 1), widths=(8, 16)),
-        64,
-    ),
-    "resnet50": Case(
-        lambda: torch_zoo.BottleneckResNet(1000),
-        25_557_032,
-        lambda: torch_zoo.BottleneckResNet(7, **DEPTHS),
-        DEPTHS,
-        64,
-    ),
-    "resnet50_cifar": Case(
-        lambda: torch_zoo.BottleneckResNet(10, small_stem=True, pool=False),
-        23_520_842,
-        lambda: torch_zoo.BottleneckResNet(7, small_stem=True, pool=False, **DEPTHS),
-        DEPTHS,
-        16,
-    ),
-    "resnet50_cifar_pool": Case(
-        lambda: torch_zoo.BottleneckResNet(10, small_stem=True),
-        23_520_842,
-        lambda: torch_zoo.BottleneckResNet(7, small_stem=True, **DEPTHS),
-        DEPTHS,
-        16,
-    ),
-    "wide_resnet50_2": Case(
-        lambda: torch_zoo.BottleneckResNet(1000, wide=2),
-        68_883_240,
-        lambda: torch_zoo.BottleneckResNet(7, wide=2, **DEPTHS),
-        DEPTHS,
-        64,
-    ),
-    "wrn_28_10": Case(
-        lambda: torch_zoo.WideResNet(10),
-        36_479_194,
-        lambda: torch_zoo.WideResNet(7, 16, 2),
-        dict(depth=16, width=2),
-        16,
-    ),
-    "densenet121": Case(lambda: torch_zoo.DenseNet(1000), 7_978_856, lambda: torch_zoo.DenseNet(7, **DENSE), DENSE, 64),
-    "vgg16": Case(lambda: torch_zoo.VGG(1000), 138_357_544, lambda: torch_zoo.VGG(7, **STAGES), STAGES, 36),
-    "vgg16_bn": Case(
-        lambda: torch_zoo.VGG(1000, batch_norm=True),
-        138_365_992,
-        lambda: torch_zoo.VGG(7, batch_norm=True, **STAGES),
-        STAGES,
-        36,
-    ),
-    "mobilenet_v2": Case(
-        lambda: torch_zoo.MobileNetV2(1000),
-        3_504_872,
-        lambda: torch_zoo.MobileNetV2(7, 0.35),
-        dict(width=0.35),
-        64,
-    ),
-    "squeezenet1_1": Case(lambda: torch_zoo.SqueezeNet(1000), 1_235_496, lambda: torch_zoo.SqueezeNet(7), {}, 67),
-}
-
-
-def pair(arch: str, count: int) -> tuple[Model, Any, np.ndarray, Any]:
-    """Our small network with the weights of PyTorch's, that one, images for ours and for it."""
-    case = CASES[arch]
-    net = torch_zoo.alive(case.small(), seed=1)
-    recipe = models.recipe(arch, num_classes=7, input_shape=(case.side, case.side, 3), **case.fields)
-    model = convert.from_torch(net.state_dict(), models.from_recipe(recipe, abstract=True))
-    x = np.random.default_rng(2).random((count, *model.spec.input_shape), np.float32)
-    normal = (x - np.float32(recipe.mean)) / np.float32(recipe.std)
-    return model, net, x, torch.from_numpy(normal).permute(0, 3, 1, 2)
+from tests.torch_zoo import CASES, pair  # noqa: E402
 
 
 @pytest.mark.parametrize("arch", CASES)

@@ -6,10 +6,17 @@ bottlenecks) and those of xternalz/WideResNet-pytorch. All take normalised NCHW 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from jaxunlearn import convert, models
+from jaxunlearn._types import Model
+from tests import torch_reference
 from tests.torch_reference import randomise
 
 
@@ -296,3 +303,92 @@ class SqueezeNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.classifier(self.features(x)).flatten(1)
+
+
+class Case(NamedTuple):
+    """A network at its published size, and a small one of the same kind."""
+
+    full: Callable[[], Any]
+    parameters: int
+    small: Callable[[], Any]
+    fields: dict[str, Any]
+    side: int
+
+
+DEPTHS = dict(depths=(1, 2, 1, 1), widths=(8, 16, 16, 24))
+STAGES = dict(stages=((8, 8), (16,), (24,)), hidden=32)
+DENSE = dict(blocks=(2, 3, 2), growth=8, stem=16)
+CASES = {
+    "resnet34": Case(
+        lambda: torch_reference.ResNet(
+            (3, 4, 6, 3), (64, 128, 256, 512), 1000, stem=(7, 2, 3), pool=True, shortcut="downsample", head="fc"
+        ),
+        21_797_672,
+        lambda: torch_reference.ResNet((2, 1), (8, 16), 7, stem=(7, 2, 3), pool=True, shortcut="downsample", head="fc"),
+        dict(depths=(2, 1), widths=(8, 16)),
+        64,
+    ),
+    "resnet50": Case(
+        lambda: BottleneckResNet(1000),
+        25_557_032,
+        lambda: BottleneckResNet(7, **DEPTHS),
+        DEPTHS,
+        64,
+    ),
+    "resnet50_cifar": Case(
+        lambda: BottleneckResNet(10, small_stem=True, pool=False),
+        23_520_842,
+        lambda: BottleneckResNet(7, small_stem=True, pool=False, **DEPTHS),
+        DEPTHS,
+        16,
+    ),
+    "resnet50_cifar_pool": Case(
+        lambda: BottleneckResNet(10, small_stem=True),
+        23_520_842,
+        lambda: BottleneckResNet(7, small_stem=True, **DEPTHS),
+        DEPTHS,
+        16,
+    ),
+    "wide_resnet50_2": Case(
+        lambda: BottleneckResNet(1000, wide=2),
+        68_883_240,
+        lambda: BottleneckResNet(7, wide=2, **DEPTHS),
+        DEPTHS,
+        64,
+    ),
+    "wrn_28_10": Case(
+        lambda: WideResNet(10),
+        36_479_194,
+        lambda: WideResNet(7, 16, 2),
+        dict(depth=16, width=2),
+        16,
+    ),
+    "densenet121": Case(lambda: DenseNet(1000), 7_978_856, lambda: DenseNet(7, **DENSE), DENSE, 64),
+    "vgg16": Case(lambda: VGG(1000), 138_357_544, lambda: VGG(7, **STAGES), STAGES, 36),
+    "vgg16_bn": Case(
+        lambda: VGG(1000, batch_norm=True),
+        138_365_992,
+        lambda: VGG(7, batch_norm=True, **STAGES),
+        STAGES,
+        36,
+    ),
+    "mobilenet_v2": Case(
+        lambda: MobileNetV2(1000),
+        3_504_872,
+        lambda: MobileNetV2(7, 0.35),
+        dict(width=0.35),
+        64,
+    ),
+    "squeezenet1_1": Case(lambda: SqueezeNet(1000), 1_235_496, lambda: SqueezeNet(7), {}, 67),
+}
+
+
+def pair(arch: str, count: int) -> tuple[Model, Any, np.ndarray, Any]:
+    """Our small network with the weights of PyTorch's, that one, images for ours and for it."""
+    case = CASES[arch]
+    net = alive(case.small(), seed=1)
+    recipe = models.recipe(arch, num_classes=7, input_shape=(case.side, case.side, 3), **case.fields)
+    model = convert.from_torch(net.state_dict(), models.from_recipe(recipe, abstract=True))
+    x = np.random.default_rng(2).random((count, *model.spec.input_shape), np.float32)
+    normal = (x - np.float32(recipe.mean)) / np.float32(recipe.std)
+    return model, net, x, torch.from_numpy(normal).permute(0, 3, 1, 2)

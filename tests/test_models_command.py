@@ -1,0 +1,40 @@
+"""``jaxunlearn models``: what it lists is what ``--arch`` takes."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+
+from jaxunlearn import models
+from jaxunlearn.cli.main import main
+
+
+def test_every_network_is_listed(capsys: pytest.CaptureFixture) -> None:
+    assert main(["models", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == list(models.names())
+    by_name = {row["name"]: row for row in rows}
+    assert by_name["densenet121"]["parameters"] == 7_978_856
+    assert by_name["vgg16"]["layout"] == "torchvision"
+    assert by_name["cifar_resnet20"]["aliases"] == ["resnet20"]
+    assert by_name["cifar_resnet20"]["input"] == [32, 32, 3]
+    assert by_name["mobilenet_v1_025"]["files"] == [".npz", ".safetensors"]
+    assert by_name["hf_vit"]["files"] == ["folder"]
+    for row in rows:
+        for name in (row["name"], *row["aliases"]):
+            assert models.recipe(name).arch == row["name"]
+
+
+def test_the_table(capsys: pytest.CaptureFixture) -> None:
+    assert main(["models"]) == 0
+    said = capsys.readouterr().out
+    for name in models.names():
+        assert re.search(rf"^{name} +{models.known(name).parameters:,} +\d+x\d+x\d ", said, re.MULTILINE)
+    assert re.search(r"^  resnet50 +tv_resnet50, resnet50.tv_in1k$", said, re.MULTILINE)
+
+
+def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main(["models", "--all"]) == 2
+    assert "unrecognized arguments: --all" in capsys.readouterr().err
