@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _devices, _progress, _repeat
+from jaxunlearn._ahead import ahead
 from jaxunlearn._types import ApplyFn, Array, Model, Params
 
 
@@ -51,7 +52,7 @@ def logits(model: Model, x: Any, *, batch_size: int | None = None, label: str = 
         return np.asarray(_forward(model.apply_fn, model.params, model.model_state, batch))[: len(rows)]
 
     out = [np.zeros((0, model.spec.num_classes), np.float32)]
-    for done, part in enumerate(_repeat.ahead(some, (x[start : start + size] for start in range(0, n, size))), 1):
+    for done, part in enumerate(ahead(some, (x[start : start + size] for start in range(0, n, size))), 1):
         out.append(part)
         _progress.report(label, min(done * size, n), n)
     return np.concatenate(out)

@@ -311,11 +311,8 @@ class _Run:
         names = dict.fromkeys(name for row in self.rows for name in row)
         columns = {}
         for name in names:
-            values = [
-                np.atleast_1d(np.asarray(row[name])) if name in row else np.full(_length(row), np.nan)
-                for row in self.rows
-            ]
-            columns[name] = np.concatenate(values)
+            values = (row[name] if name in row else np.full(_length(row), np.nan) for row in self.rows)
+            columns[name] = np.concatenate([np.atleast_1d(np.asarray(value)) for value in values])
         return columns
 
     def _drive(self, advance_some: Callable[[int, int], None]) -> StopReason:

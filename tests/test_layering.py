@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxunlearn"
 FLOORS = (
-    {"_types", "_validate", "_tree", "_config", "_progress", "_devices", "_repeat", "_journal"},
+    {"_types", "_validate", "_tree", "_config", "_progress", "_devices", "_repeat", "_journal", "_ahead"},
     {"losses", "inference", "adapters", "wrappers", "sharding"},
     {
         "attacks",
@@ -46,6 +46,7 @@ ROOMS = {  # third-party libraries and the only rooms that may import them
     "markdown_it": {"report"},
     "rich": {"cli"},
     "platformdirs": {"cli"},
+    "filelock": {"cli"},
     "array_record": {"data"},
     "pyarrow": {"data"},
 }

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from jax.sharding import NamedSharding, PartitionSpec as P
 
-from jaxunlearn import _progress, _repeat
+from jaxunlearn import _ahead, _progress, _repeat
+from jaxunlearn._ahead import ahead
 
 TRACES = {"affine": 0, "weighted": 0, "ordered": 0}
 
@@ -191,13 +192,13 @@ class Read:
 @settings(max_examples=25, deadline=None)
 def test_ahead_is_map(items, cores):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_repeat.os, "cpu_count", lambda: cores)
-        assert list(_repeat.ahead(lambda item: item + 1, items)) == [item + 1 for item in items]
+        patch.setattr(_ahead.os, "cpu_count", lambda: cores)
+        assert list(ahead(lambda item: item + 1, items)) == [item + 1 for item in items]
 
 
 @cpu_only
 def test_ahead_keeps_the_order_where_a_later_item_is_done_first(monkeypatch):
-    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: 2)
     later = threading.Event()
 
     def work(item):
@@ -207,15 +208,15 @@ def test_ahead_keeps_the_order_where_a_later_item_is_done_first(monkeypatch):
             later.set()
         return item
 
-    assert list(_repeat.ahead(work, range(5))) == [0, 1, 2, 3, 4]
+    assert list(ahead(work, range(5))) == [0, 1, 2, 3, 4]
 
 
 @cpu_only
 @pytest.mark.parametrize("cores", [1, 3])
 def test_ahead_reads_little_ahead(monkeypatch, cores):
-    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: cores)
     items = Read(50)
-    lead = [items.read - done for done, _ in enumerate(_repeat.ahead(abs, items), 1)]
+    lead = [items.read - done for done, _ in enumerate(ahead(abs, items), 1)]
     assert len(lead) == 50
     assert lead[:-1] == sorted(lead[:-1], reverse=True)
     assert max(lead) == 2 * cores
@@ -224,27 +225,27 @@ def test_ahead_reads_little_ahead(monkeypatch, cores):
 def test_ahead_elsewhere_than_on_cpu_is_a_plain_map(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     items, here = Read(), threading.current_thread()
-    results = _repeat.ahead(lambda item: threading.current_thread(), items)
+    results = ahead(lambda item: threading.current_thread(), items)
     assert [next(results) for _ in range(3)] == [here] * 3
     assert items.read == 3
 
 
 @cpu_only
 def test_ahead_raises_at_the_place_of_the_item(monkeypatch):
-    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: 2)
     items = Read(100)
-    results = _repeat.ahead(lambda item: 1 // (item - 7), items)
+    results = ahead(lambda item: 1 // (item - 7), items)
     assert [next(results) for _ in range(7)] == [-1] * 7
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert items.read <= 7 + 1 + 2 * 2
-    assert list(_repeat.ahead(abs, [-1, -2])) == [1, 2]  # the threads are still there
+    assert list(ahead(abs, [-1, -2])) == [1, 2]  # the threads are still there
 
 
 @cpu_only
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_ahead_ended_early_waits_for_what_is_being_done_and_drops_the_rest(monkeypatch, interrupted):
-    monkeypatch.setattr(_repeat.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: 1)
     items, done, began, hold = Read(), [], threading.Event(), threading.Event()
 
     def work(item):
@@ -255,7 +256,7 @@ def test_ahead_ended_early_waits_for_what_is_being_done_and_drops_the_rest(monke
             hold.wait(60)
         done.append(item)
 
-    results = _repeat.ahead(work, items)
+    results = ahead(work, items)
     next(results)
     assert items.read == 3
     assert began.wait(60)
@@ -264,7 +265,7 @@ def test_ahead_ended_early_waits_for_what_is_being_done_and_drops_the_rest(monke
         def interrupt(waiting):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(_repeat, "_first", interrupt)
+        monkeypatch.setattr(_ahead, "_first", interrupt)
         with pytest.raises(KeyboardInterrupt):
             next(results)
     else:
@@ -276,9 +277,9 @@ def test_ahead_ended_early_waits_for_what_is_being_done_and_drops_the_rest(monke
 @cpu_only
 def test_ahead_within_an_item_is_a_plain_map():
     def work(item):
-        return list(_repeat.ahead(lambda inner: (item, inner, threading.current_thread()), range(20)))
+        return list(ahead(lambda inner: (item, inner, threading.current_thread()), range(20)))
 
-    for item, found in enumerate(_repeat.ahead(work, range(20))):
+    for item, found in enumerate(ahead(work, range(20))):
         assert [pair[:2] for pair in found] == [(item, inner) for inner in range(20)]
         assert len({pair[2] for pair in found}) == 1
 
@@ -294,5 +295,5 @@ def test_ahead_works_under_the_settings_of_its_caller():
     with jax.enable_x64(True), jax.default_device(device), jax.default_matmul_precision("highest"):
         inside = settings_there(1.0)
         assert inside == (np.float64, device, "highest")
-        assert list(_repeat.ahead(settings_there, [1.0] * 5)) == [inside] * 5
-    assert list(_repeat.ahead(settings_there, [1.0] * 5)) == [outside] * 5
+        assert list(ahead(settings_there, [1.0] * 5)) == [inside] * 5
+    assert list(ahead(settings_there, [1.0] * 5)) == [outside] * 5

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from jaxunlearn import _devices, _progress, _repeat, _validate
+from jaxunlearn._ahead import ahead
 from jaxunlearn._types import ApplyFn, Array, Params, PyTree
 from jaxunlearn.curvature.selection import put, take, width
 
@@ -130,7 +131,7 @@ class Jacobian:
             out[start:stop] = block
             return stop
 
-        for stop in _repeat.ahead(write, chunks):
+        for stop in ahead(write, chunks):
             if label is not None:
                 _progress.report(label, stop, n)
         return out

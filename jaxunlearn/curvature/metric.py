@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _repeat, _validate
+from jaxunlearn._ahead import ahead
 from jaxunlearn._types import Array, Params, PyTree
 from jaxunlearn.curvature.jacobian import Jacobian, ScalarFn, microbatches, per_example_grad
 from jaxunlearn.curvature.selection import put, take
@@ -39,7 +40,7 @@ def second_moments(jacobian: Jacobian, params: Params, context: PyTree, examples
     """
     n = _repeat.rows(examples)
     total: Any = None
-    parts = _repeat.ahead(
+    parts = ahead(
         lambda chunk: _repeat.call(_moments, (jacobian,), params, context, chunk[2], np.int32(chunk[1] - chunk[0])),
         microbatches(examples, jacobian.microbatch_size),
     )

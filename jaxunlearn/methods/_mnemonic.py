@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _progress, _repeat, _tree, curvature, inference, losses
+from jaxunlearn._ahead import ahead
 from jaxunlearn._config import BaseConfig, hparam
 from jaxunlearn._types import ApplyFn, Array, Model, Params, PyTree
 from jaxunlearn.curvature.jacobian import microbatches
@@ -125,7 +126,7 @@ def squared_gradients(model: Model, examples: Examples, *, label: str) -> dict[s
         squares = (np.square(np.asarray(grad[: stop - start], np.float64)) for grad in grads.values())
         return stop, {path: square.sum(axis=0) for path, square in zip(grads, squares, strict=True)}
 
-    for stop, sums in _repeat.ahead(of, microbatches(tuple(examples), size)):
+    for stop, sums in ahead(of, microbatches(tuple(examples), size)):
         for path, value in sums.items():
             total[path] += value
         _progress.report(label, stop, len(examples.y))
