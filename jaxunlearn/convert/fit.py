@@ -34,16 +34,28 @@ def is_ignored(name: str) -> bool:
     return name.rsplit(".", 1)[-1] == COUNTER or name.startswith("vit.pooler.")
 
 
+def statistics(model: Model) -> Mapping[str, Any]:
+    """Return the tree of a model's BatchNorm statistics: Linen's collection of them, or all of an NNX module's state.
+
+    Raises:
+      ValueError: its ``model_state`` has something else than statistics.
+    """
+    state = model.model_state
+    if set(state) <= {"batch_stats"}:
+        return state.get("batch_stats", {})
+    if all(path.rpartition("/")[2] in ("mean", "var") for path in _tree.flatten_paths(state)):
+        return state
+    odd = next(name for name in state if name != "batch_stats")
+    raise ValueError(f"model_state {odd!r} has no counterpart elsewhere; only 'batch_stats' has")
+
+
 def leaves(model: Model) -> dict[str, Any]:
     """Return a model's weights and statistics by path.
 
     Raises:
-      ValueError: its ``model_state`` has something else than BatchNorm statistics.
+      ValueError: as `statistics`.
     """
-    others = [name for name in model.model_state if name != "batch_stats"]
-    if others:
-        raise ValueError(f"model_state {others[0]!r} has no counterpart elsewhere; only 'batch_stats' has")
-    return {**_tree.flatten_paths(model.params), **_tree.flatten_paths(model.model_state.get("batch_stats", {}))}
+    return {**_tree.flatten_paths(model.params), **_tree.flatten_paths(statistics(model))}
 
 
 def shapes(model: Model) -> dict[str, Shape]:
@@ -76,9 +88,9 @@ def fill(layout: Layout, tensors: Mapping[str, np.ndarray], model: Model) -> Mod
         # A copy: JAX may alias NumPy's memory, and with it a PyTorch module that goes on training.
         return jnp.array(layout.to_flax(path, tensors[wanted[path][0]], leaf.shape), leaf.dtype, copy=True)
 
-    state = dict(model.model_state)
-    if "batch_stats" in state:
-        state["batch_stats"] = _tree.map_with_path(put, state["batch_stats"])
+    state = _tree.map_with_path(put, statistics(model))
+    if "batch_stats" in model.model_state:
+        state = {"batch_stats": state}
     return model.replace(params=_tree.map_with_path(put, model.params), model_state=state)
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+from flax import nnx
 
 from jaxunlearn import _validate, wrappers
 from jaxunlearn._types import Array, Model, Preprocess, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
+from jaxunlearn.models import own
 from jaxunlearn.models.registry import ALIASES, ARCHS, Arch
 
 __all__ = ["aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
@@ -52,9 +53,11 @@ def classifier(recipe: Recipe) -> tuple[str, ...] | None:
     >>> classifier(recipe("vgg16")), classifier(recipe("squeezenet1_1"))
     (('classifier_6',), ('classifier_1',))
     """
-    module, _ = _module(recipe)
-    name = getattr(module, "head", None) or getattr(module, "classifier", None)
-    return tuple(name.split("/")) if isinstance(name, str) else None
+    kind = _kind(recipe)
+    found = own.head_of(kind if issubclass(kind, nnx.Module) else _linen(recipe, kind))
+    if found is None and recipe.arch in ARCHS and hasattr(kind, "classifier"):
+        return (kind.classifier,)  # a layer whose outputs go through more before they are logits
+    return found
 
 
 def known(arch: str) -> Arch:
@@ -85,7 +88,7 @@ def recipe(
     """Return the recipe of a network, with its usual settings where none are given.
 
     Args:
-      arch: one of `names`, an alias of one, or ``package.module:Class`` for a module of one's own.
+      arch: one of `names`, an alias of one, or ``package.module:Class`` for a Linen or NNX module of one's own.
       num_classes: C; needed for a module of one's own.
       input_shape: (height, width, channels) in pixels; needed for a module of one's own.
       mean, std: per-channel normalisation of inputs in [0, 1]; 0 and 1 for none.
@@ -136,7 +139,7 @@ def from_recipe(
 
     Args:
       recipe: of `recipe`, a checkpoint or a file.
-      variables: Linen variables, ``{"params": ..., "batch_stats": ...}``.
+      variables: Linen variables, ``{"params": ..., "batch_stats": ...}``, or ``params`` and state of an NNX module.
       key: random key for fresh weights.
       abstract: shapes only (`jax.ShapeDtypeStruct`), to be filled by a loader.
 
@@ -154,8 +157,10 @@ def from_recipe(
             names = ", ".join(name for name, _ in recipe.wrappers)
             raise ValueError(f"a network inside {names} needs abstract=True: its weights come from a checkpoint")
         return wrappers.rebuild(from_recipe(dataclasses.replace(recipe, wrappers=()), abstract=True), recipe)
-    module, kwargs = _module(recipe)
-    input_shape = tuple(kwargs["input_shape"])
+    kind, kwargs = _kind(recipe), dict(recipe.kwargs)
+    if issubclass(kind, nnx.Module):
+        return own.nnx_model(kind, recipe, variables=variables, key=key)
+    module, input_shape = _linen(recipe, kind), tuple(kwargs["input_shape"])
     if variables is None:
         init = jax.jit(LinenInit(module, input_shape))
         try:
@@ -164,7 +169,6 @@ def from_recipe(
             reason = str(error).split("\n", 1)[0] or type(error).__name__
             raise ValueError(f"the network {recipe.arch} cannot be built for {input_shape}: {reason}") from error
         variables = {"params": params, **state}
-    head = getattr(module, "head", None)
     return from_linen(
         module,
         variables,
@@ -172,38 +176,31 @@ def from_recipe(
         num_classes=kwargs["num_classes"],
         mean=recipe.mean,
         std=recipe.std,
-        head=tuple(head.split("/")) if isinstance(head, str) else None,
+        head=own.head_of(module),
         recipe=recipe,
     )
 
 
-def _module(recipe: Recipe) -> tuple[nn.Module, dict[str, Any]]:
-    kwargs = dict(recipe.kwargs)
+def _kind(recipe: Recipe) -> Any:
+    """Return the class of a recipe's network; raise ValueError unless the recipe has what every network needs."""
     for name in ("input_shape", "num_classes"):
-        if name not in kwargs:
+        if name not in dict(recipe.kwargs):
             raise ValueError(f"the recipe of {recipe.arch} lacks {name}")
-    fields = {name: value for name, value in kwargs.items() if name != "input_shape"}
+    if recipe.arch in ARCHS:
+        return ARCHS[recipe.arch].network
+    if ":" not in recipe.arch:
+        raise ValueError(_unknown(recipe.arch))
+    return own.find(recipe.arch)
+
+
+def _linen(recipe: Recipe, kind: Any) -> nn.Module:
+    usual = ARCHS[recipe.arch].fields if recipe.arch in ARCHS else {}
+    fields = {name: value for name, value in recipe.kwargs if name != "input_shape"}
     try:
-        if recipe.arch in ARCHS:
-            usual = ARCHS[recipe.arch]
-            return usual.network(**{**usual.fields, **fields}), kwargs
-        return _own_class(recipe.arch)(**fields), kwargs
+        module: nn.Module = kind(**{**usual, **fields})
     except TypeError as error:
         raise ValueError(f"the recipe of {recipe.arch} does not fit it: {error}") from None
-
-
-def _own_class(arch: str) -> type[nn.Module]:
-    """Import ``package.module:Class``; a recipe may come from a stranger, so nothing but a Linen class is called."""
-    module_name, colon, class_name = arch.partition(":")
-    if not colon:
-        raise ValueError(_unknown(arch))
-    try:
-        found = getattr(importlib.import_module(module_name), class_name, None)
-    except (ImportError, ValueError) as error:
-        raise ValueError(f"cannot import the network {arch!r}: {error}") from None
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{arch!r} is not a class of Linen modules")
-    return found
+    return module
 
 
 def _unknown(arch: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
@@ -29,7 +28,7 @@ class Arch(NamedTuple):
     input_shape: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    network: Callable[..., nn.Module] = ResNet
+    network: type[nn.Module] = ResNet
     #: Side of the input over the shorter side that a picture is resized to before its middle is cut out.
     crop: float = 1.0
     resample: str = "bilinear"
@@ -66,7 +65,7 @@ def _small_stem(max_pool: bool, depths: tuple[int, ...] = (2, 2, 2, 2), **more: 
     return Arch(_resnet(depths, "cifar", max_pool, **more), 10, (32, 32, 3), *_CIFAR10)
 
 
-def _imagenet(network: Callable[..., nn.Module], fields: dict[str, Any]) -> Arch:
+def _imagenet(network: type[nn.Module], fields: dict[str, Any]) -> Arch:
     return Arch(fields, 1000, (224, 224, 3), _IMAGENET[0], _IMAGENET[1], network, 0.875, layout=TORCHVISION)
 
 
@@ -78,9 +77,7 @@ def _mobilenet(width: float) -> Arch:
     return Arch(dict(width=width), 1000, (224, 224, 3), *_CENTRED, network=MobileNetV1, layout=KERAS)
 
 
-def _hugging_face(
-    network: Callable[..., nn.Module], fields: dict[str, Any], classes: int, normal: Normal, crop: float
-) -> Arch:
+def _hugging_face(network: type[nn.Module], fields: dict[str, Any], classes: int, normal: Normal, crop: float) -> Arch:
     return Arch(fields, classes, (224, 224, 3), normal[0], normal[1], network, crop, layout=HUGGING_FACE)
 
 

@@ -1,0 +1,135 @@
+"""Networks of the user's own, Linen and NNX, from Python and from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn import _tree, checkpoint, convert, models
+from jaxunlearn._types import Recipe
+from jaxunlearn.cli.main import main
+
+LINEN, NNX = "tests.own_nets:Linen", "tests.own_nets:Nnx"
+SIZE = dict(num_classes=10, input_shape=(8, 8, 1))
+
+
+@pytest.mark.parametrize("arch", [LINEN, NNX])
+def test_built_abstract_or_with_weights_it_is_the_same_network(arch: str, tmp_path: Path) -> None:
+    recipe = models.recipe(arch, mean=(0.3,), std=(0.4,), **SIZE)
+    assert recipe == Recipe.from_json(recipe.to_json())
+    model = models.from_recipe(recipe, key=jax.random.key(0))
+    empty = models.from_recipe(recipe, abstract=True)
+    assert jax.tree.structure(model) == jax.tree.structure(empty)  # static parts, too: one compilation for both
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(empty))
+    other = models.from_recipe(recipe, key=jax.random.key(1))
+    assert _tree.digest(other.params) != _tree.digest(model.params)
+    x = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    checkpoint.save(tmp_path / "c", model)
+    loaded = checkpoint.load(tmp_path / "c", models.from_recipe)
+    np.testing.assert_array_equal(loaded(x), model(x))
+    again = models.from_recipe(recipe, variables={"params": model.params, **model.model_state})
+    np.testing.assert_array_equal(again(x), model(x))
+    assert models.classifier(recipe) == model.spec.head
+
+
+@pytest.mark.parametrize("arch", [LINEN, NNX])
+def test_dropout_is_on_in_train_mode_only(arch: str) -> None:
+    model = models.from_recipe(models.recipe(arch, **SIZE), key=jax.random.key(0))
+    x = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+
+    def logits(seed: int, train: bool) -> np.ndarray:
+        rngs = {"dropout": jax.random.key(seed)}
+        return np.asarray(model.apply_fn(model.params, model.model_state, x, train=train, rngs=rngs)[0])
+
+    assert not np.allclose(logits(0, True), logits(1, True), atol=1e-4)
+    np.testing.assert_array_equal(logits(0, False), logits(1, False))
+
+
+@pytest.mark.parametrize("arch", [LINEN, NNX])
+def test_weights_by_pytorchs_names_there_and_back(arch: str, tmp_path: Path) -> None:
+    recipe = models.recipe(arch, **SIZE)
+    rng = np.random.default_rng(0)
+    abstract = models.from_recipe(recipe, abstract=True)
+    model = jax.tree.map(lambda leaf: jnp.asarray(rng.random(leaf.shape, np.float32)), abstract)
+    done = convert.export(model, tmp_path / "own.safetensors")
+    names = {*convert.read_state_dict(tmp_path / "own.safetensors")}
+    last = "out.weight" if arch == LINEN else "layers.2.weight"
+    assert last in names
+    assert ("bn.running_var" in names, "bn.num_batches_tracked" in names) == ((arch == NNX,) * 2)
+    assert done.difference == 0
+    again = convert.load_weights(tmp_path / "own.safetensors", recipe, models.from_recipe)
+    assert _tree.model_digest(again) == _tree.model_digest(model)
+
+
+@pytest.mark.parametrize(
+    ("arch", "more", "message"),
+    [
+        ("tests.own_nets:factory", {}, "'tests.own_nets:factory' is not a class of Linen modules or NNX modules"),
+        ("os:system", {"command": "false"}, "'os:system' is not a class of Linen modules or NNX modules"),
+        ("tests.own_nets:Broken", {}, r"tests.own_nets:Broken cannot be built for \(8, 8, 1\): no such width$"),
+        ("tests.own_nets:Demanding", {}, "the recipe of tests.own_nets:Demanding does not fit it: .*depth"),
+        (NNX, {"depth": 3}, "the recipe of tests.own_nets:Nnx does not fit it: .*depth"),
+        (LINEN, {"depth": 3}, "the recipe of tests.own_nets:Linen does not fit it: .*depth"),
+        ("tests.no_such_file:Net", {}, "cannot import the network 'tests.no_such_file:Net'"),
+    ],
+)
+def test_what_is_refused(arch: str, more: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.from_recipe(models.recipe(arch, **SIZE, **more), abstract=True)
+
+
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "halfway.py").write_text("raise RuntimeError('not yet')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="cannot import the network 'halfway:Net': not yet"):
+        models.from_recipe(models.recipe("halfway:Net", **SIZE), abstract=True)
+
+
+def test_variables_of_another_network_are_refused() -> None:
+    recipe = models.recipe(NNX, **SIZE)
+    other = models.from_recipe(models.recipe(NNX, num_classes=3, input_shape=(8, 8, 1)), key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"the variables are not those of tests\.own_nets:Nnx"):
+        models.from_recipe(recipe, variables={"params": other.params, **other.model_state})
+
+
+@pytest.mark.parametrize("arch", [LINEN, NNX])
+def test_train_unlearn_evaluate_export(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    fit = ["--data", "digits", "--epochs", "12", "--learning-rate", "0.05", "--quiet"]
+    assert main(["train", "--arch", arch, *fit, "--out", str(tmp_path / "t")]) == 0
+    fast = ["--method", "neggrad", "--learning-rate", "0.02", "--eval-limit", "20", "--quiet"]
+    argv = ["unlearn", "--weights", str(tmp_path / "t"), "--data", "digits", "--forget", "2,57", *fast]
+    assert main([*argv, "--out", str(tmp_path / "r")]) == 0
+    assert main(["export", "--run", str(tmp_path / "r"), "--out", str(tmp_path / "w.safetensors"), "--quiet"]) == 0
+    capsys.readouterr()
+    measure = ["evaluate", "--data", "digits", "--json", "--quiet"]
+    assert main([*measure, "--run", str(tmp_path / "r")]) == 0
+    run = json.loads(capsys.readouterr().out)
+    assert run["accuracy"] > 0.3
+    file = ["--arch", arch, "--weights", str(tmp_path / "w.safetensors")]
+    assert main([*measure, *file]) == 0
+    assert json.loads(capsys.readouterr().out) == run
+    assert main([*measure, *file, "--num-classes", "10", "--input-shape", "8,8,1"]) == 0
+    assert json.loads(capsys.readouterr().out) == run
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--num-classes", "0"], "argument --num-classes: must be a whole number of at least 1; got '0'"),
+        (["--input-shape", "8,8"], "argument --input-shape: must be height,width,channels such as 32,32,3; got '8,8'"),
+        (["--input-shape", "0,8,1"], "argument --input-shape: must be height,width,channels"),
+        (["--num-classes", "7"], "w.npz: the weights are for 10 classes, tests.own_nets:Linen is built for 7"),
+    ],
+)
+def test_flags_of_size(tmp_path: Path, capsys: pytest.CaptureFixture, flags: list[str], message: str) -> None:
+    abstract = models.from_recipe(models.recipe(LINEN, **SIZE), abstract=True)
+    model = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 0.1), abstract)
+    np.savez(tmp_path / "w.npz", **convert.to_torch(model))
+    argv = ["evaluate", "--arch", LINEN, "--weights", str(tmp_path / "w.npz"), "--data", "digits", *flags]
+    assert main(argv) == 2
+    assert message in capsys.readouterr().err
