@@ -6,7 +6,11 @@ python -m tests.spread ADDRESS PROCESSES PROCESS DEVICES OUT
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import sys
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +21,7 @@ from jaxunlearn import attacks, curvature, importance, inference, loop, methods,
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem
 
 K, CLASSES = 16, 4
+PROGRAM = re.compile(r"^```python program\n(.*?)^```", re.DOTALL | re.MULTILINE)
 ADV_IMP = dict(draws=2, attack_steps=3, epsilon=1.0, attack_step_size=0.3, forget_batch=8, companion_batch=16)
 
 
@@ -81,10 +86,16 @@ def leaves(found: dict[str, Any]) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
-def main(address: str, processes: str, process: str, devices: str, out: str) -> None:
-    """Load a share of the instances, join the others, work, keep what was found."""
+def main(address: str, processes: str, process: str, devices: str, out: str, page: str = "") -> None:
+    """Load a share of the instances, join the others, work, keep what was found; or run the program of a page."""
     jax.config.update("jax_num_cpu_devices", int(devices))
-    jax.distributed.initialize(address, int(processes), int(process), initialization_timeout=60)
+    initialize = partial(jax.distributed.initialize, address, int(processes), int(process), initialization_timeout=60)
+    if page:
+        jax.distributed.initialize = initialize  # what a cluster tells it
+        os.chdir(Path(out).parent)
+        exec(compile(PROGRAM.findall(Path(page).read_text())[0], page, "exec", dont_inherit=True), {"__name__": "page"})
+        return
+    initialize()
     assert (jax.process_count(), len(jax.devices())) == (int(processes), int(processes) * int(devices))
     mesh, whole, each = sharding.data_mesh(), problem(), K // int(processes)
     own = jax.tree.map(lambda a: np.asarray(a)[int(process) * each :][:each], whole.forget)

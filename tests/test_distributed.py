@@ -10,12 +10,16 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from jaxunlearn import loop, methods
+from jaxunlearn.testing import tiny_problem
 from tests import spread
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "devices.md"
 PROCESSES, DEVICES, SECONDS = 2, 2, 300
 
 
@@ -25,18 +29,18 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
-    """What each of two processes found; when one fails or hangs, both end and the test shows what they said."""
-    folder, address = tmp_path_factory.mktemp("processes"), f"127.0.0.1:{free_port()}"
+def run(folder: Path, *more: str) -> None:
+    """Run `tests.spread` in two processes; when one fails or hangs, both end and the test shows what they said."""
+    address = f"127.0.0.1:{free_port()}"
     said = [folder / f"said_{i}.txt" for i in range(PROCESSES)]
     # XLA_FLAGS of the machine could ask for other devices; GPUs are not for this test.
-    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"JAX_PLATFORMS": "cpu"}
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    env |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
     with contextlib.ExitStack() as files:
         running = [
             subprocess.Popen(
                 [sys.executable, "-W", "error", "-m", "tests.spread", address]
-                + [str(argument) for argument in (PROCESSES, i, DEVICES, folder / f"found_{i}.npz")],
+                + [str(argument) for argument in (PROCESSES, i, DEVICES, folder / f"found_{i}.npz", *more)],
                 cwd=ROOT,
                 env=env,
                 stdout=files.enter_context(said[i].open("w")),
@@ -60,6 +64,12 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray
             f"--- process {i}, exit status {codes[i]}\n{said[i].read_text()[-4000:]}" for i in range(PROCESSES)
         )
         pytest.fail(f"the processes did not both end well within {SECONDS} s (None: was still running)\n{told}")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, np.ndarray]]:
+    folder = tmp_path_factory.mktemp("processes")
+    run(folder)
     return [dict(np.load(folder / f"found_{i}.npz")) for i in range(PROCESSES)]
 
 
@@ -74,3 +84,14 @@ def test_two_processes_give_what_one_gives(found: list[dict[str, np.ndarray]]) -
     assert expected.keys() == found[0].keys()
     for path, value in expected.items():
         np.testing.assert_allclose(found[0][path], value, rtol=1e-3, atol=1e-5, err_msg=path)
+
+
+def test_the_program_of_the_page_on_devices_gives_what_one_process_gives(tmp_path: Path) -> None:
+    run(tmp_path, str(PAGE))
+    text = PAGE.read_text()
+    assert len(spread.PROGRAM.findall(text)) == 1
+    config = methods.get("adv-imp").Config(draws=2, attack_steps=5, max_passes=2, forget_batch=16, companion_batch=32)
+    alone = loop.unlearn(tiny_problem(k=16), method="adv-imp", config=config, key=jax.random.key(0))
+    kept = np.load(tmp_path / "weights.npz")
+    for path, leaf in spread.leaves(dict(alone.model.params)).items():
+        np.testing.assert_allclose(kept[path], leaf, rtol=1e-3, atol=1e-5, err_msg=path)
