@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -88,6 +91,17 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatc
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ValueError, match="cannot import the network 'halfway:Net': not yet"):
         models.from_recipe(models.recipe("halfway:Net", **SIZE), abstract=True)
+
+
+def test_a_class_in_the_folder_of_the_command_is_found(tmp_path: Path) -> None:
+    """As a process of its own: only `python -m` would put that folder on the path by itself."""
+    (tmp_path / "my_nets.py").write_text("from tests.own_nets import Linen as Mine\n")
+    command = Path(sys.executable).with_name("jaxunlearn")
+    argv = [command, "train", "--arch", "my_nets:Mine", "--data", "digits", "--epochs", "1", "--out", "run", "--quiet"]
+    root = str(Path(__file__).resolve().parents[1])
+    done = subprocess.run(argv, cwd=tmp_path, env=os.environ | {"PYTHONPATH": root}, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert checkpoint.describe(tmp_path / "run" / "checkpoint")["recipe"].arch == "my_nets:Mine"
 
 
 def test_variables_of_another_network_are_refused() -> None:

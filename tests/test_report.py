@@ -93,7 +93,8 @@ def test_the_folder_holds_everything_and_nothing_else_beside_it(written):
     _, path = written
     names = {p.name for p in path.iterdir()}
     assert names == {
-        "results.json", "checkpoint", "report.md", "report.html", "forgotten.png", "curves.png", "transitions.png", "adversarial.png",
+        "results.json", "checkpoint", "report.md", "report.html",
+        "forgotten.png", "curves.png", "transitions.png", "adversarial.png",
     }  # fmt: skip
     assert [p.name for p in path.parent.iterdir()] == ["run"]
     assert report.is_run(path)

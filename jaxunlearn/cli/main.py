@@ -62,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(arguments: list[str]) -> int:
     name = arguments[0] if arguments else "--help"
     if name in COMMANDS:
+        if "" not in sys.path:  # for a network of the user's own, --arch my_nets:Net, where they are; found last
+            sys.path.append("")
         with _errors.user_input():  # an extra that is not installed
             command = importlib.import_module(f"jaxunlearn.cli.{name}")
         status: int = command.main(arguments[1:])
