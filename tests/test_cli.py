@@ -61,7 +61,8 @@ def results(path):
 def test_a_run_folder_says_what_happened(run, weights):
     found = results(run)
     assert sorted(p.name for p in run.iterdir()) == [
-        "adversarial.png", "checkpoint", "curves.png", "forgotten.png", "report.md", "results.json", "transitions.png",
+        "adversarial.png", "checkpoint", "curves.png", "forgotten.png", "report.html", "report.md", "results.json",
+        "transitions.png",
     ]  # fmt: skip
     assert found["schema_version"] == 1
     assert found["before"]["forget"] == 1.0
@@ -420,8 +421,8 @@ def test_demo_trains_once_and_writes_a_run_folder_a_method(tmp_path, monkeypatch
     assert re.search(r"^minimal-edit +0.00 .* 16 of 16 .* all forgotten", said, re.MULTILINE)
     assert "not that shifted or" in said
     first, second = said.rstrip().splitlines()[-2:]  # the one to look at first
-    assert first == f"  {out}/minimal-edit/report.md"
-    assert second == f"  {out}/neggrad/report.md"
+    assert first == f"  {out}/minimal-edit/report.html"
+    assert second == f"  {out}/neggrad/report.html"
     assert results(out / "neggrad")["after"]["forget"] == 0.0
 
     assert main(["demo", "--out", str(out)]) == 2  # an earlier run is there

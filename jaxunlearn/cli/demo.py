@@ -19,7 +19,7 @@ from jaxunlearn import __version__, checkpoint, data, methods, models, report, t
 from jaxunlearn._types import Model
 from jaxunlearn.cli import _cache, _device, _errors, _flags, _output, _progress, _run
 from jaxunlearn.data import Source
-from jaxunlearn.report.folder import REPORT
+from jaxunlearn.report.folder import WEB
 
 #: Sixteen training digits, all ten classes among them.
 IDS = "5,57,151,312,501,640,666,761,1030,1166,1173,1238,1259,1279,1457,1765"
@@ -120,7 +120,7 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
     print()
     print("open:")
     for folder in sorted(folders, key=lambda folder: folder.name != BEST):
-        print(f"  {folder / REPORT}")
+        print(f"  {folder / WEB}")
     left = [record.method for record in records if not record.forgotten.all()]
     if left:
         print(f"jaxunlearn: not every digit is forgotten by {', '.join(left)}", file=sys.stderr)

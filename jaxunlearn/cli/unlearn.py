@@ -157,7 +157,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         ".npz or .safetensors with one array, (classes, any length)",
     )
     group = parser.add_argument_group("result")
-    group.add_argument("--out", metavar="DIR", help="folder to make: results.json, report.md, pictures, checkpoint")
+    group.add_argument("--out", metavar="DIR", help="folder to make: report.html, results.json, pictures, checkpoint")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     group.add_argument(
         "--eval-limit",
@@ -293,7 +293,7 @@ def _tell(record: report.RunRecord, path: Path) -> int:
         kept = sum(item["forgotten"] for item in record.earlier)
         print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
     back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
-    print(f"{path}: open report.md; results.json, pictures and the checkpoint lie beside it.")
+    print(f"{path}: open report.html; results.json, pictures and the checkpoint lie beside it.")
     if record.result.stop_reason == "interrupted":
         print(
             f"jaxunlearn: interrupted after {record.result.steps} steps, {done} of {k} instances forgotten; "
