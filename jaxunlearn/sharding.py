@@ -68,8 +68,8 @@ def shard_params(tree: PyTree, mesh: Mesh, *, smallest: int = 1 << 16) -> PyTree
       smallest: entries below which an array is copied.
 
     >>> mesh = data_mesh(jax.devices()[:1])
-    >>> shard_params({"w": jnp.ones((3, 4))}, mesh, smallest=1)["w"].sharding.spec
-    PartitionSpec(None, 'data')
+    >>> tuple(shard_params({"w": jnp.ones((3, 4))}, mesh, smallest=1)["w"].sharding.spec)
+    (None, 'data')
     """
     size = mesh.shape[DATA_AXIS]
 

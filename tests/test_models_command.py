@@ -27,7 +27,9 @@ def test_every_network_is_listed(capsys: pytest.CaptureFixture) -> None:
             assert models.recipe(name).arch == row["name"]
 
 
-def test_the_table(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("columns", ["70", "80", "120"])
+def test_the_table(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, columns: str) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
     assert main(["models"]) == 0
     said = capsys.readouterr().out
     for name in models.names():

@@ -224,7 +224,7 @@ def test_a_gram_matrix_killed_between_blocks_goes_on(tmp_path, monkeypatch):
 def test_every_method_killed_at_any_step_gives_the_same(name, tmp_path):
     spec = methods.get(name)
     problem, key = testing.problem_maker(spec)(0, goal=spec.goals[0]), jax.random.key(3)
-    given = {"draws": 2, "attack_steps": 3, "max_passes": 3, "proxies": 24, "steps": 2}
+    given = {"whole_class": True, "draws": 2, "attack_steps": 3, "max_passes": 3, "proxies": 24, "steps": 2}
     fields = {field.name for field in dataclasses.fields(spec.Config)}
     config = dataclasses.replace(spec.Config(), **{name: value for name, value in given.items() if name in fields})
 

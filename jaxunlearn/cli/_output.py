@@ -20,12 +20,13 @@ BRIEF = {
 }
 
 
-def table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
+def table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), whole: Sequence[int] = ()) -> None:
     """Print rows as a table, the first being the header.
 
     Args:
       rows: cells of text.
       left: columns aligned to the left; numbers stand on the right.
+      whole: columns whose cells are not broken over lines where the terminal is narrow, such as names to copy.
     """
     from rich import box
     from rich.console import Console
@@ -34,7 +35,7 @@ def table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,)) -> None:
 
     grid = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     for number, name in enumerate(rows[0]):
-        grid.add_column(name, justify="left" if number in left else "right", overflow="fold")
+        grid.add_column(name, justify="left" if number in left else "right", overflow="fold", no_wrap=number in whole)
     for row in rows[1:]:
         grid.add_row(*(Text(cell) for cell in row))
     Console(width=width(), highlight=False, markup=False).print(grid)

@@ -22,7 +22,7 @@ COMMANDS = {
     "evaluate": "measure a classifier's accuracy, overall and by class",
     "verify": "check what a patch promises, from its certificate and the weights alone",
     "compare": "run several methods on one forget set: one table, one picture",
-    "export": "write an unlearned network for PyTorch, Transformers or Keras, as its original was",
+    "export": "write an unlearned network back as its original was laid out",
     "methods": "list the unlearning methods",
     "models": "list the networks that pre-trained weights fit into",
 }

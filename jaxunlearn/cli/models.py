@@ -33,7 +33,9 @@ def main(argv: Sequence[str]) -> int:
     cells = [
         (row["name"], f"{row['parameters']:,}", _shape(row), row["layout"], " ".join(row["files"])) for row in rows
     ]
-    _output.table([("name", "parameters", "input", "names of tensors", "files"), *cells], left=(0, 2, 3, 4))
+    _output.table(
+        [("name", "parameters", "input", "names of tensors", "files"), *cells], left=(0, 2, 3, 4), whole=(0, 1, 2)
+    )
     print()
     print("also by the names of others:")
     others = [(row["name"], ", ".join(row["aliases"])) for row in rows if row["aliases"]]
