@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -106,18 +106,15 @@ def _weight_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) 
         dw = lax.conv_general_dilated(images, kernel, (1, 1), pads, rhs_dilation=strides, dimension_numbers=_CANONICAL)
         return jnp.transpose(dw, (1, 2, 0, 3))
 
-    # Sliced, not reshaped to groups: XLA would compute the layer that made x anew, in the new shape, to save reading it.
-    # That also holds for transposing a batch in one piece, so a batch of one group is halved.
-    group = _GROUP if x.shape[0] >= 2 * _GROUP else _GROUP // 2
-    groups = x.shape[0] // group
+    groups = x.shape[0] // _GROUP
     if groups <= 1:
         return of(x, dy)
+    whole = groups * _GROUP
 
-    def add(i: Array, dw: Array) -> Array:
-        return dw + of(*(lax.dynamic_slice_in_dim(a, i * group, group) for a in (x, dy)))
+    def split(a: Array) -> Array:
+        return a[:whole].reshape(groups, _GROUP, *a.shape[1:])
 
-    total = cast(Array, lax.fori_loop(0, groups, add, jnp.zeros_like(w)))
-    whole = groups * group
+    total = lax.scan(lambda dw, part: (dw + of(*part), None), jnp.zeros_like(w), (split(x), split(dy)))[0]
     return total if whole == x.shape[0] else total + of(x[whole:], dy[whole:])
 
 
