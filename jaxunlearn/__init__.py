@@ -37,11 +37,12 @@ _HOME = {
     "masked_regularization": "transforms",
     "normalised": "adapters",
     "pgd": "attacks",
+    "run": "job",
     "unlearn": "loop",
 }
 _ROOMS = (
-    "adapters", "attacks", "audits", "checkpoint", "convert", "curvature", "data", "importance", "inference", "loop",
-    "losses", "methods", "models", "proxies", "report", "sharding", "testing", "training", "transforms",
+    "adapters", "attacks", "audits", "checkpoint", "convert", "curvature", "data", "importance", "inference", "job",
+    "loop", "losses", "methods", "models", "proxies", "report", "sharding", "testing", "training", "transforms",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
@@ -68,12 +68,13 @@ class LoopState:
 
 
 class Event(NamedTuple):
-    """What a callback is told: after every step on the host, after every segment on the device."""
+    """What a callback is told: after a step on the host, a segment on the device; ``rows``: all steps so far."""
 
     state: LoopState
     steps: int
     max_steps: int
     info: Mapping[str, float]
+    rows: Sequence[Mapping[str, Any]] = ()
 
 
 def start(unlearner: Unlearner, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> LoopState:
@@ -235,9 +236,7 @@ def unlearn(
     clock, seconds = time.perf_counter, {}
 
     began = clock()
-    state = resume
-    if state is None:
-        state = start(unlearner, key, problem, _config.traced(config))
+    state = start(unlearner, key, problem, _config.traced(config)) if resume is None else resume
     jax.block_until_ready(state.step)
     seconds["prepare"] = clock() - began
 
@@ -365,7 +364,7 @@ class _Run:
         _progress.report(self.label, steps, limit)
         if self.callback is not None:
             last = {name: float(np.ravel(value)[-1]) for name, value in (self.rows[-1] if self.rows else {}).items()}
-            self.callback(Event(self.state, steps, limit, last))
+            self.callback(Event(self.state, steps, limit, last, self.rows))
 
 
 _advance = jax.jit(advance, static_argnums=0, static_argnames=("phase", "part", "split"))

@@ -197,10 +197,10 @@ def test_overwrite_replaces_an_earlier_run_only_when_asked(run, weights, tmp_pat
 
 
 def test_depth_is_measured_when_asked(weights, tmp_path, monkeypatch, capsys):
-    from jaxunlearn.cli import _run
+    from jaxunlearn.job import work
 
     shares = {"exact": 0.0, "mirrored": 0.5, "cropped": None}
-    monkeypatch.setattr(_run, "depth", lambda model, x, y, **kwargs: {"recognised": shares, "images": len(y)})
+    monkeypatch.setattr(work, "depth", lambda model, x, y, **kwargs: {"recognised": shares, "images": len(y)})
     monkeypatch.setattr(report.folder, "_fill", lambda folder, record: seen.append(record))
     seen: list[report.RunRecord] = []
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--method", "neggrad"]
@@ -242,16 +242,16 @@ def test_durations_and_sizes_read_well():
 
 
 def test_unlearning_is_interrupted_between_steps_and_kept(weights, tmp_path, monkeypatch, capsys):
-    from jaxunlearn.cli import _run
+    from jaxunlearn.job import work
 
-    look = _run._Watch.__call__
+    look = work.Watch.__call__
 
     def stop_at_3(self, event):
         look(self, event)
         if event.steps == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_run._Watch, "__call__", stop_at_3)
+    monkeypatch.setattr(work.Watch, "__call__", stop_at_3)
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--forget", IDS]
     out = tmp_path / "part"
     assert main([*argv, "--method", "neggrad", "--learning-rate", "1e-9", "--out", str(out)]) == 130

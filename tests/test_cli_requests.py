@@ -12,8 +12,9 @@ import pytest
 import safetensors.numpy
 
 from jaxunlearn import _tree, loop, proxies
-from jaxunlearn.cli import _cache, _proxies, _run, unlearn
+from jaxunlearn.cli import _cache, _proxies, unlearn
 from jaxunlearn.cli.main import main
+from jaxunlearn.job import work
 from tests.digits_net import ARCH, network, tensors
 
 EDIT = ["--data", "digits", "--proxies", "64", "--eval-limit", "100", "--quiet"]
@@ -99,12 +100,12 @@ def test_the_first_network_may_be_gone(gone, tmp_path, seen, capsys):
 
 
 def test_an_earlier_instance_that_is_remembered_again_is_exit_status_3(first, tmp_path, monkeypatch, capsys):
-    real = _run.measure_earlier
+    real = work.measure_earlier
 
     def remembered(model, request):
         return [item | {"forgotten": item["id"] != "57"} for item in real(model, request)]
 
-    monkeypatch.setattr(_run, "measure_earlier", remembered)
+    monkeypatch.setattr(work, "measure_earlier", remembered)
     argv = ["unlearn", "--from", str(first), *EDIT, "--forget", "501", "--out", str(tmp_path / "b")]
     assert main(argv) == 3
     assert (

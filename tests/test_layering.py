@@ -27,7 +27,7 @@ FLOORS = (
     },
     {"methods", "audits"},
     {"loop", "training"},
-    {"cli", "report", "testing"},
+    {"cli", "job", "report", "testing"},
 )
 ASIDE = {"models"}  # reference networks: only floor 5 may import them
 SAME_FLOOR = {("curvature", "importance"), ("proxies", "curvature")}
@@ -41,6 +41,8 @@ ROOMS = {  # third-party libraries and the only rooms that may import them
     "torch": {"convert"},
     "safetensors": {"convert", "artefacts"},
     "matplotlib": {"report"},
+    "pandas": {"report"},
+    "tensorboardX": {"cli"},
     "jinja2": {"report"},
     "markupsafe": {"report"},
     "markdown_it": {"report"},

@@ -15,7 +15,7 @@ from PIL import Image
 
 from jaxunlearn import checkpoint, report
 from jaxunlearn._types import Batch, Model, ModelSpec, Recipe, Result
-from jaxunlearn.report import figures, folder, page, record, tables, words
+from jaxunlearn.report import figures, folder, page, schema, tables, words
 from tests import tiny
 
 C = 10
@@ -135,7 +135,7 @@ def test_results_are_strict_json_whatever_they_hold():
     results = json.loads(json.dumps(run.results, allow_nan=False))
     assert results["extras"] == {"adversarial": {"instances": 8}, "a": None, "b": [3, [1.0, None]], "4": "x", "d": None}
     assert results["history"] == {"loss": [1.0, None]}
-    record.validate(results)
+    schema.validate(results)
 
 
 def test_large_arrays_of_a_method_stay_out_of_the_json():
@@ -287,10 +287,10 @@ def test_reading_what_is_no_run(tmp_path):
 )
 def test_what_is_wrong_with_results_is_named(change, message):
     results = json.loads(json.dumps(make().results))
-    record.validate(results)
+    schema.validate(results)
     change(results)
     with pytest.raises(ValueError, match=message):
-        record.validate(results)
+        schema.validate(results)
 
 
 @pytest.mark.parametrize(
@@ -534,4 +534,4 @@ def test_runs_of_different_models_do_not():
 
 
 def test_every_stop_reason_has_words():
-    assert set(tables.REASONS) == set(record.STOP_REASONS)
+    assert set(tables.REASONS) == set(schema.STOP_REASONS)

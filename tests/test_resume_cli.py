@@ -17,6 +17,7 @@ import pytest
 from jaxunlearn import _journal
 from jaxunlearn.cli import _resume, _run
 from jaxunlearn.cli.main import main
+from jaxunlearn.job import work
 from jaxunlearn.report import read_run
 from tests.digits_net import ARCH, tensors
 
@@ -117,7 +118,7 @@ def test_what_is_finished_is_not_done_again(argv, tmp_path, capsys, monkeypatch)
 
 def interrupted(argv, monkeypatch, *, error=KeyboardInterrupt, step=3):
     """Run the command and stop it at a step."""
-    real = _run._Watch.__call__
+    real = work.Watch.__call__
 
     def stop(self, event):
         real(self, event)
@@ -125,7 +126,7 @@ def interrupted(argv, monkeypatch, *, error=KeyboardInterrupt, step=3):
             raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(_run._Watch, "__call__", stop)
+        patch.setattr(work.Watch, "__call__", stop)
         return main(argv)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,17 +39,3 @@ def chosen(args: argparse.Namespace) -> Iterator[str]:
     with kept, jax.default_device(found[0]), jax.default_matmul_precision(precision):
         kind = found[0].device_kind
         yield found[0].platform if kind == found[0].platform else f"{found[0].platform} ({kind})"
-
-
-def peak_memory() -> dict[str, int]:
-    """Return the most bytes held so far: by the process where the system tells, by an accelerator if there is one."""
-    found = {}
-    try:
-        import resource
-    except ImportError:  # Windows
-        pass
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        found["process"] = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return found | ({"device": stats["peak_bytes_in_use"]} if "peak_bytes_in_use" in stats else {})

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxunlearn._types import Batch
-from jaxunlearn.report.record import RunRecord
+
+if TYPE_CHECKING:
+    from jaxunlearn.report.record import RunRecord
 
 INK, MUTED, GRID = "#1f2328", "#6e7781", "#d8dee4"
 GOOD, BAD, BLUE, ORANGE = "#1a7f37", "#cf222e", "#0969da", "#bc4c00"
@@ -25,23 +27,26 @@ FEW_STEPS = 30
 
 
 def draw(folder: Path, record: RunRecord) -> dict[str, str]:
-    """Draw every picture that a record has the data for and may show, and return what each shows by file name."""
-    makers: dict[str, tuple[Callable[[RunRecord], Any], str]] = {
-        "forgotten.png": (forgotten, "The forgotten images: true label, old and new prediction with confidence"),
-        "curves.png": (curves, "Accuracy, forgotten instances, and loss or margin over the steps"),
-        "transitions.png": (transitions, "Where the forgotten instances went: true class to new class"),
-        "adversarial.png": (adversarial, "Adversarial examples of the forget set beside their originals"),
-        "proxies.png": (proxies, "Some of the images that stood in for data: on them the old answers were held"),
-    }
-    if not record.images:
-        makers = {name: maker for name, maker in makers.items() if name in ("curves.png", "transitions.png")}
+    """Write every picture that a record has the data for and may show, and return what each shows by file name."""
     pictures = {}
-    for name, (make, caption) in makers.items():
-        figure = make(record)
-        if figure is not None:
-            figure.savefig(folder / name, dpi=DPI, facecolor="white")
-            pictures[name] = caption
+    for name, (figure, caption) in made(record).items():
+        figure.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white")
+        pictures[f"{name}.png"] = caption
     return pictures
+
+
+def made(record: RunRecord) -> dict[str, tuple[Any, str]]:
+    """Return every figure that a record has the data for and may show, and what it shows, by name."""
+    makers: dict[str, tuple[Callable[[RunRecord], Any], str]] = {
+        "forgotten": (forgotten, "The forgotten images: true label, old and new prediction with confidence"),
+        "curves": (curves, "Accuracy, forgotten instances, and loss or margin over the steps"),
+        "transitions": (transitions, "Where the forgotten instances went: true class to new class"),
+        "adversarial": (adversarial, "Adversarial examples of the forget set beside their originals"),
+        "proxies": (proxies, "Some of the images that stood in for data: on them the old answers were held"),
+    }
+    shown = makers if record.images else {name: makers[name] for name in ("curves", "transitions")}
+    drawn = {name: (make(record), caption) for name, (make, caption) in shown.items()}
+    return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
 
 
 def forgotten(record: RunRecord) -> Any:

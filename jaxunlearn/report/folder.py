@@ -8,9 +8,12 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxunlearn.report.record import RunRecord, validate
+from jaxunlearn.report.schema import validate
+
+if TYPE_CHECKING:
+    from jaxunlearn.report.record import RunRecord
 
 RESULTS, CHECKPOINT, REPORT, WEB = "results.json", "checkpoint", "report.md", "report.html"
 #: What a folder of a training has in the place of ``results.json``.

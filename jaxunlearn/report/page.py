@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from jaxunlearn.report import words
-from jaxunlearn.report.record import RunRecord
 from jaxunlearn.report.tables import summary_table
+
+if TYPE_CHECKING:
+    from jaxunlearn.report.record import RunRecord
 
 MAX_ROWS = 256
 

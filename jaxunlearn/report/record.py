@@ -6,8 +6,10 @@ import dataclasses
 import functools
 import importlib.metadata
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -15,12 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import losses
-from jaxunlearn._types import GOALS, Batch, Result
+from jaxunlearn._types import Batch, Result
 from jaxunlearn.audits.accuracy import behaviour
-
-SCHEMA_VERSION = 1
-SETS = ("forget", "retain", "test")
-STOP_REASONS = ("forgotten", "max_steps", "diverged", "completed", "interrupted")
+from jaxunlearn.report import figures, folder, frame
+from jaxunlearn.report.schema import SCHEMA_VERSION, SETS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,6 +105,30 @@ class RunRecord:
         now = losses.forgotten(jnp.asarray(self.logits_after), self.forget, self.goal)
         return np.asarray(self.result.forgotten, bool) & np.asarray(now)
 
+    def dataframe(self) -> Any:
+        """Return the instances as a `pandas.DataFrame`, one row each; see `jaxunlearn.report.frame.frame`.
+
+        Raises:
+          ModuleNotFoundError: pandas is not installed.
+        """
+        return frame.frame(self)
+
+    def figures(self) -> dict[str, Any]:
+        """Return the pictures of the report as `matplotlib.figure.Figure` objects by name, without a display.
+
+        "curves" and "transitions" are always there, "forgotten", "adversarial" and "proxies" where there is something
+        to show and ``images`` is on.
+        """
+        return {name: figure for name, (figure, _) in figures.made(self).items()}
+
+    def save(self, out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
+        """Write the run folder as the command line does (`jaxunlearn.report.write_run`) and return its path.
+
+        Raises:
+          FileExistsError: something is there already, or an earlier run and ``overwrite`` is off.
+        """
+        return folder.write_run(out_dir, self, overwrite=overwrite)
+
     @functools.cached_property
     def results(self) -> dict[str, Any]:
         """The record as strict JSON values, the content of ``results.json``."""
@@ -151,46 +175,6 @@ class RunRecord:
             row["forgotten"] = bool(self.forgotten[i])
             row["forgotten_at"] = int(self.result.forgotten_at[i]) if self.forgotten[i] else -1
         return [{"id": row.pop("id"), **row} for row in rows]
-
-
-def validate(results: Any) -> None:
-    """Raise ValueError naming the first field that is missing or of the wrong kind in ``results.json``."""
-    number = (int, float)
-    kinds: dict[str, Any] = {
-        "schema_version": int, "method": str, "goal": str, "seed": int, "before": dict, "after": dict,
-        "instances": list, "stop_reason": str, "steps": int, "seconds": dict, "config": dict, "versions": dict,
-        "extras": dict,
-    }  # fmt: skip
-    if not isinstance(results, dict) or results.get("tool") != "jaxunlearn":
-        raise ValueError("results.json is not that of a jaxunlearn run")
-    _require(results, kinds, "")
-    if results["schema_version"] != SCHEMA_VERSION:
-        raise ValueError(f"results.json has schema_version {results['schema_version']}; this version reads 1")
-    if results["goal"] not in GOALS:
-        raise ValueError(f"results.json: goal must be one of {', '.join(GOALS)}; got {results['goal']!r}")
-    if results["stop_reason"] not in STOP_REASONS:
-        raise ValueError(f"results.json: stop_reason must be one of {STOP_REASONS}; got {results['stop_reason']!r}")
-    for when in ("before", "after"):
-        for name in SETS:
-            value = results[when].get(name, "absent")
-            if value is not None and not (isinstance(value, number) and 0 <= value <= 1):
-                raise ValueError(f"results.json: {when}.{name} must be a fraction or null; got {value!r}")
-    for name, value in results["seconds"].items():
-        if not isinstance(value, number):
-            raise ValueError(f"results.json: seconds.{name} must be a number; got {value!r}")
-    for i, row in enumerate(results["instances"]):
-        if not isinstance(row, dict):
-            raise ValueError(f"results.json: instances[{i}] must be an object; got {row!r}")
-        _require(row, {"id": (str, int), "label": int, "forgotten_at": int}, f"instances[{i}].")
-        _require(row, dict.fromkeys(("before", "after"), (int, type(None))), f"instances[{i}].")
-
-
-def _require(mapping: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str) -> None:
-    for name, kind in kinds.items():
-        if name not in mapping:
-            raise ValueError(f"results.json lacks the field {prefix}{name}")
-        if not isinstance(mapping[name], kind) or isinstance(mapping[name], bool):
-            raise ValueError(f"results.json: {prefix}{name} is of the wrong kind; got {mapping[name]!r}")
 
 
 @functools.cache

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jaxunlearn.report.record import SETS, RunRecord
+from jaxunlearn.report.schema import SETS
+
+if TYPE_CHECKING:
+    from jaxunlearn.report.record import RunRecord
 
 HEADER = ("", "D_f %", "D_r %", "D_test %", "forgotten", "steps", "seconds", "stopped because")
 REASONS = {
@@ -27,7 +30,7 @@ def summary_table(records: Sequence[RunRecord | Mapping[str, Any]]) -> list[tupl
     Args:
       records: records, or contents of ``results.json``.
     """
-    runs: list[Any] = [r.results if isinstance(r, RunRecord) else r for r in records]
+    runs: list[Any] = [r if isinstance(r, Mapping) else r.results for r in records]
     shared = len({tuple(run["before"].values()) for run in runs}) == 1
     rows: list[tuple[str, ...]] = [HEADER]
     for number, run in enumerate(runs):

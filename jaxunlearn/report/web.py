@@ -7,14 +7,16 @@ import functools
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import jaxunlearn
 from jaxunlearn.report import words
-from jaxunlearn.report.record import RunRecord
 from jaxunlearn.report.tables import summary_table
+
+if TYPE_CHECKING:
+    from jaxunlearn.report.record import RunRecord
 
 #: Rows of the table of instances, and of those how many have a picture.
 MAX_ROWS, MAX_THUMBS = 5000, 1000

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jaxunlearn.report.record import RunRecord
 from jaxunlearn.report.tables import REASONS, percent, unlearning_seconds
+
+if TYPE_CHECKING:
+    from jaxunlearn.report.record import RunRecord
 
 Rows: TypeAlias = list[tuple[str, ...]]
 

@@ -1,0 +1,25 @@
+"""The whole job in one call: measure, unlearn, measure again, keep the evidence. The command line does the same.
+
+>>> from jaxunlearn.testing import tiny_problem
+>>> given = tiny_problem()  # stands for your model and images
+>>> record = run(given.model, (given.forget.x, given.forget.y), method="neggrad")
+>>> record.before["forget"], record.after["forget"], record.result.stop_reason
+(1.0, 0.0, 'forgotten')
+"""
+
+from jaxunlearn.job.call import run
+from jaxunlearn.job.request import Earlier, Request
+from jaxunlearn.job.work import Measured, Watch, measure_earlier, peak_memory, perform, seen, timed
+
+__all__ = [
+    "Earlier",
+    "Measured",
+    "Request",
+    "Watch",
+    "measure_earlier",
+    "peak_memory",
+    "perform",
+    "run",
+    "seen",
+    "timed",
+]

@@ -1,0 +1,190 @@
+"""The whole job as one call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxunlearn import (
+    _config,
+    _progress,
+    _validate,
+    artefacts as artefact_files,
+    data as data_sources,
+    loop,
+    methods,
+)
+from jaxunlearn._types import GOALS, Artefact, Goal, MethodSpec, Model
+from jaxunlearn.data import Source
+from jaxunlearn.job.arrays import source_of
+from jaxunlearn.job.request import Request
+from jaxunlearn.job.work import Measured, perform
+from jaxunlearn.report import RunRecord
+
+METHOD = "minimal-edit"
+
+
+def run(
+    model: Model,
+    forget: Any,
+    *,
+    data: str | Source | None = None,
+    ids: Sequence[Any] | None = None,
+    retain: Any = None,
+    test: Any = None,
+    public: Any = None,
+    artefacts: Mapping[str, Any] | None = None,
+    goal: Goal = "misclassify",
+    target: Any = None,
+    method: str | MethodSpec = METHOD,
+    config: Any = None,
+    seed: int = 0,
+    depth: bool = False,
+    class_names: Sequence[str] = (),
+    limits: Mapping[str, int] | None = None,
+    images: bool = True,
+    precision: str = "highest",
+    progress: _progress.Listener | None = None,
+) -> RunRecord:
+    """Measure a network, make it forget, measure it again, and return the record of it all.
+
+    What ``jaxunlearn unlearn`` does, with the same numbers, on arrays or on a
+    data set. The method sees the network and the forget set, and of the rest
+    only what it declares to need; retain and test sets are there to be measured.
+
+    Args:
+      model: the classifier; it is not changed, the new one is ``record.result.model``.
+      forget: a pair ``(x, y)``: x (k, *input_shape) floats in the network's box, or uint8; y (k,) labels. With
+        ``data``: rows of the training split, or text as ``--forget`` takes it, such as ``"5,57"`` or ``"class:3"``.
+      data: a `jaxunlearn.data.Source`, or text as ``--data`` takes it, in place of the arrays of all three sets.
+      ids: (k,) names of the instances for reports; default their numbers.
+      retain: pair ``(x, y)``, other training data, to be measured (and seen by methods that need it), or None.
+      test: pair ``(x, y)``, to be measured, or None.
+      public: (n, *input_shape) unlabelled images for a method that uses them, or None.
+      artefacts: by kind, for a method that needs or uses them (`jaxunlearn.artefacts`); ``proxies``, too.
+      goal: "misclassify" or "relabel".
+      target: relabelling: (k,) labels, one for all, or None for random other ones, drawn by the seed.
+      method: name of a method, or its MethodSpec.
+      config: its Config, or a mapping of the fields that are not to have their defaults.
+      seed: of everything random, 0 to 2**32 - 1.
+      depth: whether to measure how deep the forgetting goes, too (`jaxunlearn.audits.depth`); images only.
+      class_names: C names, for arrays.
+      limits: how many instances of "retain" and of "test" are measured, a fixed random choice; default all.
+      images: whether reports may show the instances.
+      precision: of float32 matrix products on accelerators: "highest", "high" or "default".
+      progress: ``progress(label, done, total)`` is told how far long work is; total may be None.
+
+    Returns:
+      A `RunRecord`: ``dataframe()``, ``figures()``, ``save(folder)``. After Ctrl-C it holds what was reached, and its
+      ``result.stop_reason`` is "interrupted".
+
+    Raises:
+      ValueError, TypeError: anything that does not fit, by name, before any work.
+      InfeasibleError: no change of the weights can meet what is asked for.
+    """
+    spec = methods.get(method) if isinstance(method, str) else method
+    if config is None or isinstance(config, Mapping):
+        config = _config.from_mapping(spec.Config, config or {})
+    _validate.one_of("goal", goal, GOALS)
+    _validate.one_of("precision", precision, ("highest", "high", "default"))
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}; got {seed!r}")
+    if depth and len(model.spec.input_shape) != 3:
+        raise ValueError(f"depth is measured on images; the network takes inputs of shape {model.spec.input_shape}")
+    offered = _offered(public, artefacts or {}, spec, model)
+    if data is None:
+        source, rows = _of_arrays(model, forget, ids=ids, retain=retain, test=test, class_names=class_names)
+    else:
+        own = {"ids": ids, "retain": retain, "test": test, "class_names": class_names or None}
+        source, rows = _of_data(model, forget, data, own, seed)
+    request = Request(
+        model=model,
+        source=source,
+        rows=rows,
+        target=_targets(target, goal, source, rows, model, seed),
+        goal=goal,
+        seed=int(seed),
+        limits=_limits(limits or {}),
+        **offered,
+    )
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(jax.default_matmul_precision(precision))
+        if progress is not None:
+            stack.enter_context(_progress.listening(progress))
+        problem = request.problem(spec)
+        loop.check(spec, problem, config)
+        before = Measured(model, request, when="before")
+        extras = {"device": jax.devices()[0].platform, "precision": precision}
+        return perform(request, problem, spec, config, before, deep=depth, images=images, extras=extras)
+
+
+def _offered(public: Any, artefacts: Mapping[str, Any], spec: MethodSpec, model: Model) -> dict[str, Any]:
+    """Return what a method is offered beside network and forget set, as fields of a request."""
+    for kind in ["public"] * (public is not None) + list(artefacts):
+        if kind not in (*spec.needs, *spec.uses):
+            raise ValueError(f"method {spec.name!r} has no use for {kind}; leave it out")
+    for kind, expected in (("proxies", Artefact), ("original", Model)):
+        if kind in artefacts and not isinstance(artefacts[kind], expected):
+            have = type(artefacts[kind]).__name__
+            raise TypeError(f"artefacts[{kind!r}] must be of type {expected.__name__}; got {have}")
+    for kind, value in artefacts.items():
+        if isinstance(value, Artefact):
+            made_from = artefacts.get("original", model) if kind == "proxies" else model
+            artefact_files.check_model(value, made_from)
+    if public is not None:
+        _validate.inputs("public", public, model.spec)
+    return {
+        "public": None if public is None else np.asarray(public),
+        "inversion": artefacts.get("proxies"),
+        "original": artefacts.get("original"),
+        "artefacts": {kind: value for kind, value in artefacts.items() if kind not in ("proxies", "original")},
+    }
+
+
+def _of_arrays(model: Model, forget: Any, **sets: Any) -> tuple[Source, np.ndarray]:
+    if isinstance(forget, str):
+        raise ValueError(f"forget={forget!r} names instances of a data set: give data, too, or arrays (x, y)")
+    source = source_of(model.spec, forget, **sets)
+    return source, np.arange(len(forget[1]))
+
+
+def _of_data(
+    model: Model, forget: Any, data: str | Source, own: Mapping[str, Any], seed: int
+) -> tuple[Source, np.ndarray]:
+    source = data_sources.open_source(data) if isinstance(data, str) else data
+    for name, value in own.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with arrays: {source.name} has its own")
+    if tuple(source.input_shape) != tuple(model.spec.input_shape):
+        have, need = tuple(source.input_shape), tuple(model.spec.input_shape)
+        raise ValueError(f"{source.name} has inputs of shape {have}, the network takes {need}")
+    if source.num_classes > model.spec.num_classes:
+        raise ValueError(f"{source.name} has {source.num_classes} classes, the network {model.spec.num_classes}")
+    if not isinstance(forget, str):
+        forget = "row:" + ",".join(str(row) for row in np.asarray(forget).ravel().tolist())
+    return source, data_sources.parse_forget(forget, source, seed=seed)
+
+
+def _targets(target: Any, goal: Goal, source: Source, rows: np.ndarray, model: Model, seed: int) -> np.ndarray | None:
+    if goal != "relabel":
+        if target is not None:
+            raise ValueError("target is for goal 'relabel'")
+        return None
+    if target is None or isinstance(target, str | int | np.integer):
+        text = "random" if target is None else str(target)
+        return data_sources.parse_targets(text, source, rows, seed=seed, num_classes=model.spec.num_classes)
+    labels = np.asarray(target)
+    if labels.shape != rows.shape:
+        raise ValueError(f"target must have a label for each of the {len(rows)} instances; got shape {labels.shape}")
+    return labels.astype(np.int32)
+
+
+def _limits(limits: Mapping[str, int]) -> dict[str, int]:
+    for name, limit in limits.items():
+        _validate.one_of("limits", name, ("retain", "test"))
+        _validate.positive_int(f"limits[{name!r}]", limit)
+    return dict(limits)
