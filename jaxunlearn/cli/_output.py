@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxunlearn.report import RunRecord
@@ -60,6 +62,24 @@ def depth(record: RunRecord) -> None:
         return
     print()
     table([("", *(f"{name} %" for name in shares)), ("still given the old label", *map(percent, shares.values()))])
+
+
+def outcome(path: Path, results: Mapping[str, Any], status: int) -> None:
+    """Print what came of a run as one JSON object, for machines."""
+    from jaxunlearn.report.tables import unlearning_seconds
+
+    found = {
+        "path": str(path),
+        "exit_status": status,
+        **{name: results[name] for name in ("method", "goal", "goal_met", "forgotten")},
+        "of": len(results["instances"]),
+        "not_forgotten": [str(item["id"]) for item in results["instances"] if not item["forgotten"]],
+        "remembered_again": [str(item["id"]) for item in results.get("earlier", ()) if not item["forgotten"]],
+        **{name: results[name] for name in ("before", "after", "stop_reason", "steps")},
+        "seconds": unlearning_seconds(results),
+        "recognised": (results.get("depth") or {}).get("recognised"),
+    }
+    print(json.dumps(found, allow_nan=False))
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:

@@ -18,7 +18,8 @@ from jaxunlearn.cli import _errors
 
 ASKED = "asked.json"
 #: Flags that change neither what is done nor where: a command that differs in them is the same one.
-ASIDE = ("--resume", "--overwrite", "--quiet", "--compile-cache", "--no-compile-cache")
+ASIDE = ("--resume", "--overwrite", "--quiet", "--json", "--compile-cache", "--no-compile-cache")
+LOG = "--log-dir"
 
 
 def folder_of(out: str | os.PathLike[str]) -> Path:
@@ -35,10 +36,13 @@ def kept(out: str | os.PathLike[str]) -> bool:
 def same_command(a: str, b: str) -> bool:
     """Return whether two command lines ask for the same.
 
-    >>> same_command("jaxunlearn unlearn --out a --resume", "jaxunlearn unlearn --out a")
+    >>> same_command("jaxunlearn unlearn --out a --log-dir b --resume", "jaxunlearn unlearn --out a --json")
     True
     """
-    plain = [[word for word in shlex.split(text) if word not in ASIDE] for text in (a, b)]
+    plain = []
+    for text in (a, b):
+        words = [word for word in shlex.split(text) if word not in ASIDE and not word.startswith(f"{LOG}=")]
+        plain.append([word for before, word in zip(["", *words], words, strict=False) if LOG not in (before, word)])
     return plain[0] == plain[1]
 
 

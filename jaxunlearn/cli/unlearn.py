@@ -18,6 +18,7 @@ from jaxunlearn.cli import (
     _errors,
     _estimate,
     _flags,
+    _log,
     _output,
     _progress,
     _proxies,
@@ -72,6 +73,8 @@ def main(argv: Sequence[str]) -> int:
         raise _errors.UserError("give --public or --inversion, not both: images of yours take the place of made ones")
     if args.eval_limit is not None and args.eval_limit < 1:
         raise _errors.UserError(f"--eval-limit must be at least 1; got {args.eval_limit}")
+    if args.json and args.dry_run:
+        raise _errors.UserError("--json gives the result of a run, and --dry-run has none: leave one of them out")
     command = shlex.join(("jaxunlearn", "unlearn", *argv))
 
     if args.dry_run:
@@ -80,10 +83,17 @@ def main(argv: Sequence[str]) -> int:
         with _device.chosen(args) as device:
             return _unlearn(args, spec, config, command, device)
     if args.resume and (done := _resume.finished(args.out, command)) is not None:
-        print(f"{done.path}: this run is finished; nothing is left to do.")
-        return _errors.OK if done.results["goal_met"] else _errors.NOT_FORGOTTEN
+        status = _status(done.results)
+        if args.json:
+            _output.outcome(done.path, done.results, status)
+        else:
+            print(f"{done.path}: this run is finished; nothing is left to do.")
+        return status
     args.overwrite = args.overwrite or (args.resume and _resume.replaces(args.out))
     _run.check_out(args.out, overwrite=args.overwrite)
+    if args.log_dir is not None:
+        begun = args.resume and _resume.folder_of(args.out).exists()
+        _log.check(args.log_dir, args.out, replace=args.overwrite or begun)
     try:
         with _resume.only_run(args.out), _device.chosen(args) as device:
             return _unlearn(args, spec, config, command, device)
@@ -182,6 +192,15 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         action="store_true",
         help="go on with this command where it was killed or interrupted; without anything kept, begin",
     )
+    group.add_argument(
+        "--log-dir",
+        metavar="DIR",
+        help="keep the curves of the steps there while the run goes on: steps.csv, and TensorBoard's files if "
+        "tensorboardX is installed",
+    )
+    group.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on standard output, and nothing else"
+    )
     group.add_argument("--dry-run", action="store_true", help="say what would be done, estimate memory and time, stop")
     _flags.add_run_flags(parser)
     _flags.add_method_flags(parser, spec)
@@ -201,7 +220,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
         return _estimated(args, request, problem, spec, config, device)
     asked = _asked(args, request, problem, spec, config, device)
     with _resume.journal(args.out, asked, resume=args.resume) as told:
-        if not args.quiet:
+        if not (args.quiet or args.json):
             resumed = [] if told is None else [("resumed", told)]
             _output.facts([*_request.plan(request, spec, config, args, device), *resumed])
         extras = {
@@ -224,14 +243,20 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
                 problem = request.problem(spec)
             before = _run.Measured(request.model, request, when="before")
             about: dict[str, Any] = dict(command=command, seconds=seconds, extras=extras)
-            record = _run.run(
-                request, problem, spec, config, before, deep=args.measure_depth, images=args.images, **about
-            )
+            with _log.opened(args.log_dir, resume=args.resume) as curves:
+                about |= dict(deep=args.measure_depth, images=args.images, callback=curves)
+                record = _run.run(request, problem, spec, config, before, **about)
     if record.result.stop_reason == "interrupted":
         _resume.leave(args.out)
         if record.result.steps == 0:
             raise KeyboardInterrupt
-    return _tell(record, _run.write(args.out, record, overwrite=args.overwrite))
+    path, status = _run.write(args.out, record, overwrite=args.overwrite), _status(record.results)
+    if args.json:
+        _output.outcome(path, record.results, status)
+    else:
+        _show(record, path)
+    _say(record, path)
+    return status
 
 
 def _estimated(
@@ -279,44 +304,52 @@ def _arrays(given: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tell(record: report.RunRecord, path: Path) -> int:
-    """Print the result and return the exit status."""
+def _status(results: Mapping[str, Any]) -> int:
+    """Return the exit status that says how a run ended."""
+    if results["stop_reason"] == "interrupted":
+        return _errors.INTERRUPTED
+    kept = all(item["forgotten"] for item in results.get("earlier", ()))
+    return _errors.OK if results["goal_met"] and kept else _errors.NOT_FORGOTTEN
+
+
+def _show(record: report.RunRecord, path: Path) -> None:
+    """Print the result."""
     print()
     _output.summary([record])
     _output.depth(record)
     print()
-    k, done = len(record.ids), int(record.forgotten.sum())
     lost = _lost(record)
     if lost is not None:
         print(lost)
     if record.earlier:
         kept = sum(item["forgotten"] for item in record.earlier)
         print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
-    back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
     print(f"{path}: open report.html; results.json, pictures and the checkpoint lie beside it.")
+
+
+def _say(record: report.RunRecord, path: Path) -> None:
+    """Say on standard error what was not reached."""
+    k, done = len(record.ids), int(record.forgotten.sum())
+    back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
     if record.result.stop_reason == "interrupted":
         print(
             f"jaxunlearn: interrupted after {record.result.steps} steps, {done} of {k} instances forgotten; "
             f"the result so far is kept in {path}" + "; --resume goes on from here" * _resume.kept(path),
             file=sys.stderr,
         )
-        return _errors.INTERRUPTED
-    if done < k:
+    elif done < k:
         left = [name for name, met in zip(record.ids, record.forgotten, strict=True) if not met]
         print(
             f"jaxunlearn: {len(left)} of {k} instances are not forgotten ({_names(left)}): "
             f"{REASONS[record.result.stop_reason]} after {record.result.steps} steps; the result is kept in {path}",
             file=sys.stderr,
         )
-        return _errors.NOT_FORGOTTEN
-    if back:
+    elif back:
         print(
             f"jaxunlearn: {len(back)} of {len(record.earlier)} instances of earlier runs are remembered again "
             f"({_names(back)}); the result is kept in {path}",
             file=sys.stderr,
         )
-        return _errors.NOT_FORGOTTEN
-    return _errors.OK
 
 
 def _lost(record: report.RunRecord) -> str | None:
