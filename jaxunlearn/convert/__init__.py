@@ -4,15 +4,15 @@ The layout is mechanical (`jaxunlearn.convert.layouts`). The path
 ``layer1_0/conv1/kernel`` is PyTorch's tensor ``layer1.0.conv1.weight`` and
 Keras's ``layer1_0/conv1/kernel``; its last step decides what happens to the axes:
 
-=============  ================  ============================================  ===================
-Flax           PyTorch           axes                                          Keras
-=============  ================  ============================================  ===================
-``kernel``     ``weight``        (out, in, *spatial) <-> (*spatial, in, out)   ``kernel``
-``scale``      ``weight``        as they are                                   ``gamma``
-``bias``       ``bias``          as they are                                   ``bias``, ``beta``
-``mean``       ``running_mean``  as they are                                   ``moving_mean``
-``var``        ``running_var``   as they are                                   ``moving_variance``
-=============  ================  ============================================  ===================
+==========  ================  ===============================================  ===================
+Flax        PyTorch           axes                                             Keras
+==========  ================  ===============================================  ===================
+``kernel``  ``weight``        ``(out, in, *spatial) <-> (*spatial, in, out)``  ``kernel``
+``scale``   ``weight``        as they are                                      ``gamma``
+``bias``    ``bias``          as they are                                      ``bias``, ``beta``
+``mean``    ``running_mean``  as they are                                      ``moving_mean``
+``var``     ``running_var``   as they are                                      ``moving_variance``
+==========  ================  ===============================================  ===================
 
 An underscore before a number at the end of a step is a dot in PyTorch
 (``features_2/conv_0_1`` is ``features.2.conv.0.1``), two are one underscore
