@@ -195,9 +195,11 @@ def _by_last_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
     if node.get("refdomain") != "py":
         return None
     target = re.sub(r"\(.*\)$", "", node["reftarget"])
-    name = target.rpartition(".")[2]
+    package, _, name = target.rpartition(".")
+    if package.partition(".")[0] in ("jax", "numpy", "np", "optax", "flax", "nnx", "matplotlib", "pandas"):
+        return None
     domain = env.get_domain("py")
-    kinds = ("class", "function", "exception", "module")
+    kinds = ("class", "function", "exception")
     found = [
         full
         for full, entry in domain.objects.items()

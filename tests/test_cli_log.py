@@ -162,6 +162,8 @@ def test_killed_and_resumed_they_have_every_step_once(argv, tmp_path, often, mon
     assert int(half[-1]["step"]) == 5
     with (log / "steps.csv").open("a") as file:
         file.write("6,1,1")  # half a line, as of a process that was killed in it
+    (board,) = log.glob("events.out.*")
+    board.rename(log / f"events.out.tfevents.1.host{_log.SUFFIX}")  # of a second that is over
     resumed = main([*settings, "--log-dir", str(log), "--resume"])
     assert resumed == main([*settings, "--log-dir", str(whole), "--overwrite"])
     assert (log / "steps.csv").read_bytes() == (whole / "steps.csv").read_bytes()
@@ -201,6 +203,14 @@ def test_a_phase_with_other_scalars_gets_columns_of_its_own(tmp_path):
         tell(event._replace(rows=[*event.rows, {"other": np.array([1.0, 2.0])}]), [(0, 0.5), (3, 0.25)])
     text = (tmp_path / "log" / "steps.csv").read_text()
     assert text == "step,loss,other,test_accuracy\n0,,,0.5\n1,0.100000001,,\n2,,1,\n3,,2,0.25\n"
+
+
+def test_what_was_written_before_goes_even_where_nothing_is_new(tmp_path):
+    (tmp_path / "steps.csv").write_text("step,loss\n1,2\n")
+    with _log.opened(tmp_path, resume=True) as tell:
+        assert (tmp_path / "steps.csv").read_text() == "step,loss\n1,2\n"
+        tell(loop.Event(None, 0, 9, {}, []), [])
+    assert (tmp_path / "steps.csv").read_text() == "step\n"
 
 
 def test_without_tensorboard_one_line_says_so(argv, tmp_path, monkeypatch, capsys):
