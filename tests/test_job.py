@@ -250,6 +250,19 @@ def test_what_is_saved_is_what_the_command_line_writes(record, folder, tmp_path)
     np.testing.assert_allclose(back(x), record.result.model(x), rtol=1e-6, atol=1e-6)
 
 
+def test_a_network_without_a_recipe_is_kept_as_its_weights(tmp_path):
+    given = tiny_problem()
+    record = jaxunlearn.run(given.model, (given.forget.x, given.forget.y), method="neggrad")
+    path = record.save(tmp_path / "run")
+    assert not (path / "checkpoint").exists()
+    with np.load(path / "weights.npz") as arrays:
+        kept = dict(arrays)
+    model = record.result.model
+    assert kept.keys() == _tree.flatten_paths({"params": model.params, "model_state": model.model_state}).keys()
+    np.testing.assert_array_equal(kept["params/head/kernel"], model.params["head"]["kernel"])
+    assert report.read_run(path).results["goal_met"]
+
+
 # --- mistakes ----------------------------------------------------------------
 
 

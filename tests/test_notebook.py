@@ -75,3 +75,5 @@ def test_dataframe_figures_and_comparison_are_shown(cells):
         "before", "minimal-edit", "neggrad",
     ]  # fmt: skip
     assert "mirrored" in text(cells, "recognised")
+    for name in ("report.html", "results.json", "weights.npz"):
+        assert name in text(cells, "record.save")

@@ -10,12 +10,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from jaxunlearn.report.schema import validate
 
 if TYPE_CHECKING:
     from jaxunlearn.report.record import RunRecord
 
 RESULTS, CHECKPOINT, REPORT, WEB = "results.json", "checkpoint", "report.md", "report.html"
+#: In the place of the checkpoint, of a network without a recipe: nothing could rebuild it.
+WEIGHTS = "weights.npz"
 #: What a folder of a training has in the place of ``results.json``.
 TRAINING = "training.json"
 
@@ -77,9 +81,12 @@ def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: 
     """Write a run folder and return its path.
 
     The folder holds ``results.json``, ``checkpoint/``, ``report.html`` and
-    ``report.md``, PNG pictures and the artefacts that the method made (``KIND.safetensors``). It is
-    made beside its final place and renamed, so a failure, a full disk or Ctrl-C
-    leaves nothing, and an earlier run as it was.
+    ``report.md``, PNG pictures and the artefacts that the method made
+    (``KIND.safetensors``). A network without a recipe cannot be rebuilt from a
+    checkpoint: its weights are kept in ``weights.npz``, by path
+    (``params/conv/kernel``). The folder is made beside its final place and
+    renamed, so a failure, a full disk or Ctrl-C leaves nothing, and an earlier
+    run as it was.
 
     Args:
       out_dir: where; see `check_out`.
@@ -151,7 +158,7 @@ def is_run(folder: str | os.PathLike[str], marker: str = RESULTS) -> bool:
 
 def _fill(folder: Path, record: RunRecord) -> None:
     # Inside the function: reading a run must not need matplotlib or orbax.
-    from jaxunlearn import artefacts, checkpoint
+    from jaxunlearn import _tree, artefacts, checkpoint
     from jaxunlearn.report.figures import draw
     from jaxunlearn.report.page import markdown
     from jaxunlearn.report.web import html
@@ -159,7 +166,12 @@ def _fill(folder: Path, record: RunRecord) -> None:
     results = record.results
     validate(results)
     (folder / RESULTS).write_text(json.dumps(results, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    checkpoint.save(folder / CHECKPOINT, record.result.model)
+    model = record.result.model
+    if model.spec.recipe is not None:
+        checkpoint.save(folder / CHECKPOINT, model)
+    else:
+        paths = _tree.flatten_paths({"params": model.params, "model_state": model.model_state})
+        np.savez(folder / WEIGHTS, **{path: np.asarray(leaf) for path, leaf in paths.items()})  # type: ignore[arg-type]
     for artefact in record.result.extras.get("artefacts", ()):
         artefacts.save(folder / f"{artefact.kind}.safetensors", artefact)
     pictures = draw(folder, record)

@@ -124,6 +124,9 @@ class RunRecord:
     def save(self, out_dir: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write the run folder as the command line does (`jaxunlearn.report.write_run`) and return its path.
 
+        A network without a recipe, such as one of a class in a notebook, is kept as ``weights.npz`` in the place of a
+        checkpoint.
+
         Raises:
           FileExistsError: something is there already, or an earlier run and ``overwrite`` is off.
         """
