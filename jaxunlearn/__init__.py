@@ -33,6 +33,7 @@ _HOME = {
     "from_nnx": "adapters",
     "holding_weight": "importance",
     "hparam": "_config",
+    "keep_memory": "_allocator",
     "mas": "importance",
     "masked_regularization": "transforms",
     "normalised": "adapters",

@@ -1,3 +1,4 @@
+from jaxunlearn._allocator import keep_memory as keep_memory
 from jaxunlearn._config import BaseConfig as BaseConfig, hparam as hparam
 from jaxunlearn._types import (
     Artefact as Artefact,

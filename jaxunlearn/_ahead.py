@@ -14,6 +14,8 @@ import jax
 
 S = TypeVar("S")
 T = TypeVar("T")
+#: Instances of a piece of work whose data stay in a core's cache, where a network of CIFAR's size is differentiated.
+A_CORE = 8
 #: What the threads of `ahead` are called.
 _AHEAD = "jaxunlearn-ahead"
 

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec as P
 
 from jaxunlearn import _devices, _journal, _progress, _validate
+from jaxunlearn._ahead import A_CORE, ahead
 from jaxunlearn._types import PyTree
 
 Loop: TypeAlias = Literal["auto", "host", "device"]
@@ -243,17 +244,42 @@ def accumulate(
     xs, own = jax.tree.map(jnp.asarray, (xs, own))
     split = _devices.split_of(xs, own)
     looked_up = () if own is None else (own,)
-    size = chunk_size(rows(xs) // _devices.parts(split), microbatch_size)
+    several = split is None and jax.default_backend() == "cpu" and on_host(xs, looked_up, consts, loop=loop)
+    most = min(microbatch_size, A_CORE) if several else microbatch_size
+    size = chunk_size(rows(xs) // _devices.parts(split), most)
     chunk = jax.tree.map(lambda a: jax.ShapeDtypeStruct((size, *a.shape[1:]), a.dtype), xs)
     shapes = call.eval_shape(fn, statics, chunk, *looked_up, *consts)
     more: Any = dict(microbatch_size=size, loop=loop, label=label)
     if split is None:
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        if several:
+            return _side_by_side(partial(call, fn, statics), zeros, xs, *looked_up, *consts, size=size, label=label)
         return fold(_add, zeros, xs, *looked_up, *consts, statics=(fn, statics), **more)
     xs, looked_up = jax.device_put((xs, looked_up), split)
     zeros = jax.tree.map(lambda s: jnp.zeros((_devices.parts(split), *s.shape), s.dtype, device=split), shapes)
     total = fold(_add_beside, zeros, xs, looked_up, *consts, statics=(fn, statics, split), chunks="own", **more)
     return call(_over_devices, (split,), total)
+
+
+def _side_by_side(
+    fn: Callable[..., PyTree], total: PyTree, xs: PyTree, *consts: PyTree, size: int, label: str | None
+) -> PyTree:
+    """Return the sum over microbatches, added in their order; each core takes one."""
+    count = -(-rows(xs) // size)
+    with _journal.work(label or "fold") as work:
+        first, total, _ = work.resume(total)
+        parts = ahead(lambda c: fn(microbatch(xs, np.int32(c), size=size), *consts), range(first, count))
+        for done, part in enumerate(parts, first + 1):
+            total = call(_plus, (), total, part)
+            if label is not None:
+                jax.block_until_ready(total)  # dispatch runs ahead; report what is done
+                _progress.report(label, done, count)
+            work.keep(done, total)
+    return total
+
+
+def _plus(total: PyTree, part: PyTree) -> PyTree:
+    return jax.tree.map(jnp.add, total, part)
 
 
 def _add(fn: Callable[..., PyTree], statics: tuple[Any, ...], total: PyTree, chunk: PyTree, *consts: PyTree) -> PyTree:

@@ -117,7 +117,7 @@ def mas(
 
     Args:
       apply_fn: the seam.
-      microbatch_size: per-example gradients held at a time; does not change the result.
+      microbatch_size: per-example gradients held at a time, on CPU at most eight a core; does not change the result.
       squared: the squared norm, as in the original MAS.
       variant: "per_example" or "batch_mean".
       accumulate: "clean" or "released"; the latter with "batch_mean" only.
@@ -203,7 +203,7 @@ def fisher(apply_fn: ApplyFn, *, microbatch_size: int = 16, loop: _repeat.Loop =
 
     Args:
       apply_fn: the seam; it runs in eval mode.
-      microbatch_size: gradients held at a time; does not change the result.
+      microbatch_size: gradients held at a time, on CPU at most eight a core; does not change the result.
       loop: "auto", "host" or "device"; does not change the result.
 
     Returns:
@@ -278,7 +278,9 @@ def _like(params: Params, importance: PyTree) -> PyTree:
 
 def _norm(apply_fn: ApplyFn, squared: bool, train: bool, params: Params, model_state: Params, x: Array) -> Array:
     """Return the norm of the logits per instance, (batch,); its gradient is 0 at 0."""
-    logits, _ = apply_fn(params, model_state, x, train=train)
+    # The published code measures in train mode by accident; with dropout it must at least be the same twice.
+    rngs = {"dropout": jax.random.key(0)} if train else None
+    logits, _ = apply_fn(params, model_state, x, train=train, rngs=rngs)
     sq = jnp.sum(logits * logits, axis=-1)
     if squared:
         return sq

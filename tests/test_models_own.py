@@ -127,6 +127,21 @@ def test_train_unlearn_evaluate_export(arch: str, tmp_path: Path, capsys: pytest
     file = ["--arch", arch, "--weights", str(tmp_path / "w.safetensors")]
     assert main([*measure, *file]) == 0
     assert json.loads(capsys.readouterr().out) == run
+    published = [
+        "--method",
+        "adv-imp",
+        "--preset",
+        "published",
+        "--draws",
+        "1",
+        "--attack-steps",
+        "2",
+        "--max-passes",
+        "1",
+    ]
+    argv = ["unlearn", "--weights", str(tmp_path / "t"), "--data", "digits", "--forget", "2,57", "--eval-limit", "20"]
+    assert main([*argv, *published, "--quiet", "--out", str(tmp_path / "p")]) in (0, 3)  # dropout on, in its train mode
+    capsys.readouterr()
     assert main([*measure, *file, "--num-classes", "10", "--input-shape", "8,8,1"]) == 0
     assert json.loads(capsys.readouterr().out) == run
 

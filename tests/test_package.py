@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import platform
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -53,3 +55,32 @@ def test_module_runs_as_the_command():
         [sys.executable, "-m", "jaxunlearn", "--version"], check=True, capture_output=True, text=True
     )
     assert jaxunlearn.__version__ in shown.stdout
+
+
+FAULTS = """
+import resource, sys
+import jax, jax.numpy as jnp
+from jaxunlearn import keep_memory
+
+if sys.argv[1] == "keep":
+    assert keep_memory()
+run = jax.jit(lambda a: jnp.cumsum(a).at[::2].add(1.0).sum())  # scratch of 64 MiB at least
+a = jnp.ones(2**24)
+for _ in range(3):
+    run(a).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    run(a).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_memory_that_is_kept_is_not_faulted_in_again():
+    def faults(how: str) -> int:
+        done = subprocess.run([sys.executable, "-c", FAULTS, how], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    released, kept = faults("release"), faults("keep")
+    assert released > 5 * 64 * 2**20 // resource.getpagesize() // 2, "the program has no large scratch memory"
+    assert kept < released / 10

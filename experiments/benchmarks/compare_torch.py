@@ -32,7 +32,7 @@ import torch
 
 from experiments import real
 from experiments.benchmarks import torch_l2ul
-from jaxunlearn import attacks, data, loop, methods
+from jaxunlearn import attacks, data, keep_memory, loop, methods
 from jaxunlearn._types import Batch, Problem
 
 WHO = ("ours", "torch published", "torch tuned")
@@ -265,6 +265,7 @@ def main(argv: list[str] | None = None) -> None:
     flags = " ".join(f"--{name} {value}" for name, value in settings.items())
     rounds = settings.pop("rounds")
     threads = limit_cores(args.threads)
+    keep_memory()  # for all three, which share this process
     now = datetime.datetime.now(datetime.UTC)
     kept: dict[str, Any] = {
         "command": f"python -m experiments.benchmarks.compare_torch {flags}",

@@ -154,12 +154,11 @@ class FirstOrder:
         return Draws(parts, draw, beside.count)
 
     def step(self, key: Array, state: State, batch: StepBatch) -> tuple[State, Info]:
-        """Take one SGD step on both batches; ``key`` is unused, the step is deterministic."""
-        del key
+        """Take one SGD step on both batches; ``key`` is for dropout, which only ``batch_norm="update"`` switches on."""
         model = state.model
 
         def objective(params: Params) -> tuple[Array, tuple[Params, Info]]:
-            logits_f, logits_c, model_state = self._forward(model, params, batch)
+            logits_f, logits_c, model_state = self._forward(key, model, params, batch)
             b_f = jnp.sum(batch.forget.weight)
             per_example = _forget_loss(self.config.forget_loss, logits_f, batch.forget, state)
             loss_f = jnp.sum(batch.forget.weight * per_example) / jnp.maximum(b_f, 1)
@@ -200,7 +199,7 @@ class FirstOrder:
             return jax.tree.map(lambda leaf: leaf[order], retain)
         return None
 
-    def _forward(self, model: Model, params: Params, batch: StepBatch) -> tuple[Array, Any, Params]:
+    def _forward(self, key: Array, model: Model, params: Params, batch: StepBatch) -> tuple[Array, Any, Params]:
         """Return logits of the forget and the companion batch and the new model state.
 
         In train mode the two batches are normalised apart, the companion first,
@@ -213,11 +212,11 @@ class FirstOrder:
             logits = apply(params, model_state, x, train=False)[0]
             n = batch.forget.x.shape[0]
             return logits[:n], logits[n:], model_state
-        logits_c = None
+        logits_c, (rngs_c, rngs_f) = None, ({"dropout": jax.random.fold_in(key, i)} for i in range(2))
         if companion is not None:
-            logits_c, moved = apply(params, model_state, companion.x, train=mode == "update")
+            logits_c, moved = apply(params, model_state, companion.x, train=mode == "update", rngs=rngs_c)
             model_state = moved if mode == "update" else model_state
-        logits_f, model_state = apply(params, model_state, batch.forget.x, train=True)
+        logits_f, model_state = apply(params, model_state, batch.forget.x, train=True, rngs=rngs_f)
         return logits_f, logits_c, model_state
 
 
