@@ -41,7 +41,7 @@ def ahead(fn: Callable[[T], S], items: Iterable[T]) -> Iterator[S]:
         with jax.default_device(device), jax.default_matmul_precision(precision), jax.enable_x64(x64):
             return fn(item)
 
-    cores = os.cpu_count() or 1
+    cores = count_cores()
     waiting: deque[Future[S]] = deque()
     threads = _threads(cores)
     try:
@@ -55,6 +55,11 @@ def ahead(fn: Callable[[T], S], items: Iterable[T]) -> Iterator[S]:
         for future in waiting:
             future.cancel()
         wait(waiting)
+
+
+def count_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _first(waiting: deque[Future[S]]) -> S:

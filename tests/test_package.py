@@ -58,7 +58,7 @@ def test_module_runs_as_the_command():
 
 
 FAULTS = """
-import resource, sys
+import resource, statistics, sys
 import jax, jax.numpy as jnp
 from jaxunlearn import keep_memory
 
@@ -66,12 +66,13 @@ if sys.argv[1] == "keep":
     assert keep_memory()
 run = jax.jit(lambda a: jnp.cumsum(a).at[::2].add(1.0).sum())  # scratch of 64 MiB at least
 a = jnp.ones(2**24)
-for _ in range(3):
+run(a).block_until_ready()
+faults = []
+for _ in range(7):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     run(a).block_until_ready()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    run(a).block_until_ready()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(statistics.median(faults))
 """
 
 
@@ -82,5 +83,5 @@ def test_memory_that_is_kept_is_not_faulted_in_again():
         return int(done.stdout)
 
     released, kept = faults("release"), faults("keep")
-    assert released > 5 * 64 * 2**20 // resource.getpagesize() // 2, "the program has no large scratch memory"
+    assert released > 64 * 2**20 // resource.getpagesize() // 2, "the program has no large scratch memory"
     assert kept < released / 10

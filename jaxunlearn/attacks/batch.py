@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn import _devices, _journal, _progress, _repeat, _validate
-from jaxunlearn._ahead import A_CORE, ahead
+from jaxunlearn._ahead import A_CORE, ahead, count_cores
 from jaxunlearn._types import Array, Params
 from jaxunlearn.attacks.pgd import PGD, Box, Limits, Scalar
 
@@ -70,7 +69,7 @@ def attack_batch(
     chunks = _repeat.split(xs, size=devices * _repeat.chunk_size(-(-n // devices), most))
     if _repeat.is_traced(xs, model, limits):
         return _repeat.join(jax.lax.map(lambda chunk: _on_device(attack, chunk, model, limits), chunks), n=n)
-    count, width = chunks[1].shape[0], (os.cpu_count() or 1) if several else 1
+    count, width = chunks[1].shape[0], count_cores() if several else 1
     with _journal.work(progress or "attack") as work:
         first, _, out = work.resume(())
         for c in range(first, count, width):  # from the host around device loops too: progress and Ctrl-C
