@@ -34,7 +34,7 @@ def write_all(folder: Path) -> None:
         "start.md": _moved(ROOT / "README.md"),
         "contributing.md": _moved(ROOT / "CONTRIBUTING.md"),
         "changelog.md": _moved(ROOT / "CHANGELOG.md"),
-        "notebook.md": notebook(ROOT / "notebooks" / "digits.ipynb"),
+        "notebook.md": notebook("notebooks/digits.ipynb"),
         "papers.md": papers(),
         "commands.md": commands(),
         **{f"reference/{name}": text for name, text in reference().items()},
@@ -65,13 +65,13 @@ def _moved(file: Path) -> str:
     return re.sub(r"\[([^\]]+)\]\(([^)#\s]+)(#[^)]*)?\)", link, file.read_text(encoding="utf-8"))
 
 
-def notebook(file: Path) -> str:
-    """Return a notebook, without outputs, as a page."""
+def notebook(file: str) -> str:
+    """Return a notebook of ``docs``, without outputs, as a page of ``docs/generated``."""
     parts = []
-    for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]:
+    for cell in json.loads((ROOT / "docs" / file).read_text(encoding="utf-8"))["cells"]:
         text = "".join(cell["source"])
         parts.append(f"```ipython\n{text}\n```" if cell["cell_type"] == "code" else text)
-    where = f"This page is `{file.relative_to(ROOT)}`, which a test runs from its first cell to its last."
+    where = f"This page is the notebook {{download}}`docs/{file} <../{file}>`; a test runs it from first cell to last."
     return "\n\n".join([parts[0], where, *parts[1:]]) + "\n"
 
 
@@ -91,7 +91,8 @@ def papers() -> str:
         facts += [f"**Takes where given**: {', '.join(spec.uses)}."] if spec.uses else []
         facts += [f"**Goals**: {', '.join(spec.goals)}. **Cost**: {spec.cost}."]
         if "published" in vars(spec.Config):
-            facts += [f"**Published settings**: {_after_return(inspect.getdoc(spec.Config.published) or '')}"]
+            said = (inspect.getdoc(spec.Config.published) or "").split("\n")[0].removeprefix("Return ")
+            facts += [f"**Published settings**: {said}"]
         parts += [f"## {spec.name}", f"{spec.summary[0].upper()}{spec.summary[1:]}.", "\\\n".join(facts)]
         parts += [_fields(spec.Config)]
         if module is not None and module.__name__.startswith("jaxunlearn."):
@@ -110,15 +111,6 @@ def _fields(config: Any) -> str:
     head = ("hyper-parameter", "what it is", "default", "published", "departure")
     lines = [head, ("---",) * len(head), *rows] if rows else []
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
-
-
-def _after_return(doc: str) -> str:
-    """Return the first line of a docstring without its verb.
-
-    >>> _after_return("Return the published settings (PBU-1).")
-    'the published settings (PBU-1).'
-    """
-    return doc.split("\n")[0].removeprefix("Return ")
 
 
 def commands() -> str:

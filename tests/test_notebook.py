@@ -10,7 +10,7 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
-NOTEBOOK = ROOT / "notebooks" / "digits.ipynb"
+NOTEBOOK = ROOT / "docs" / "notebooks" / "digits.ipynb"
 
 
 def read():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import json
 import os
 import re
 import subprocess
@@ -130,6 +131,17 @@ def test_every_command_is_told(site, pages):
     for name in COMMANDS:
         assert name in pages[site / "generated" / "commands.html"].ids
     assert "--log-dir" in text
+
+
+def test_the_notebook_is_shown_and_can_be_fetched(site, pages):
+    notebook = ROOT / "docs" / "notebooks" / "digits.ipynb"
+    text = (site / "generated" / "notebook.html").read_text(encoding="utf-8")
+    shown = html.unescape(re.sub(r"<[^>]+>", "", text))
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "code":
+            assert "".join(cell["source"]) in shown
+    (link,) = (link for link in pages[site / "generated" / "notebook.html"].links if link.endswith(".ipynb"))
+    assert (site / "generated" / link).resolve().read_bytes() == notebook.read_bytes()
 
 
 def test_every_page_is_in_the_menu(site, pages):
