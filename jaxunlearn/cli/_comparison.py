@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -212,6 +213,7 @@ def _agreement(model: Model, problem: Problem) -> dict[str, float]:
 
 
 def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with _device.chosen(args), _progress.shown(quiet=args.quiet):
             write(path, work(args, *more))
@@ -222,6 +224,14 @@ def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
         sys.exit(_errors.WRONG_INPUT)
     except KeyboardInterrupt:
         sys.exit(_errors.INTERRUPTED)
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone, killed without a chance to tell."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _request(args: argparse.Namespace) -> _run.Request:
