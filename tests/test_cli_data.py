@@ -126,6 +126,21 @@ def test_a_run_opens_its_data_again(run, home, monkeypatch, capsys):
     assert second["sizes"]["retain"] == len(TRAIN) - 3
 
 
+def test_a_run_as_weights_brings_its_class_names(run, home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr(_estimate, "estimate", lambda *args, **kwargs: [("time", "some")])
+    argv = ["unlearn", "--weights", "run", "--data", "folder:three_classes", "--forget", "5.png", "--dry-run"]
+    assert main(argv) == 0
+    assert "classes 10, in the order of the run" in " ".join(capsys.readouterr().out.split())
+    assert main(["evaluate", "--weights", "run", "--data", "folder:three_classes", "--split", "train", "--json"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["by_class"]) == list(NAMES)
+    shutil.copytree(run, home / "bare")
+    (home / "bare/results.json").write_text('{"tool": "jaxunlearn"}')  # its checkpoint is whole, its names are gone
+    argv[2] = "bare"
+    assert main(argv) == 2
+    assert "has 3 classes (d3, d4, d5), the network 10: give --classes FILE" in capsys.readouterr().err
+
+
 def test_the_forget_images_alone_are_enough(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
     argv = ["unlearn", "--weights", "net", "--data", "folder:three_classes", "--classes", "classes.txt"]

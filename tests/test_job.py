@@ -276,8 +276,9 @@ def mistakes():
         (dict(forget=(x, y), target=1), "target is for goal 'relabel'"),
         (
             dict(forget=(x, y), goal="relabel", target=[1]),
-            r"target must have a label for each of the 2 .*; got shape \(1,",
+            r"target must have a label for each of the 2 .*; got int64 of shape \(1,",
         ),
+        (dict(forget=(x, y), goal="relabel", target=[0.5, 2.5]), "got float64 of shape"),
         (dict(forget=(x, y), goal="relabel", target=[0, 3]), "forget.target must differ from the true label; row 0"),
         (dict(forget=(x, y), seed=-1), "seed must be a whole number from 0 to 4294967295; got -1"),
         (dict(forget=(x, y), seed=True), "seed must be a whole number"),
@@ -301,6 +302,15 @@ def mistakes():
             dict(forget=(x, y), artefacts={"proxies": x}),
             r"artefacts\['proxies'\] must be of type Artefact; got ndarray",
         ),
+        (
+            dict(forget=(x, y), artefacts={"public": x}),
+            "public is no artefact: it has an argument of its own",
+        ),
+        (dict(forget=(x, y), artefacts={"held": x}), "held is no artefact"),
+        (
+            dict(forget=(x, y), method="pgu", artefacts={"moments": 1}),
+            r"artefacts\['moments'\] must be of type Artefact",
+        ),
         (dict(forget=(x, y), method="oracle"), "method 'oracle' needs 'retain', which the problem does not have"),
         (dict(forget=(x, y), limits={"forget": 1}), "limits must be one of 'retain', 'test'; got 'forget'"),
         (dict(forget=(x, y), limits={"test": 0}), r"limits\['test'\] must be at least 1; got 0"),
@@ -308,6 +318,15 @@ def mistakes():
         (dict(forget="5,57", data="digits", test=(x, y)), "test goes with arrays: digits has its own"),
         (dict(forget="99999", data="digits"), "unknown id '99999'"),
         (dict(forget=[5, 5], data="digits"), "instance 5 is named 2 times"),
+        (dict(forget=(x, y), data="digits"), "forget must be numbers of rows of digits, or text; got tuple"),
+        (dict(forget=[], data="digits"), "forget must be numbers of rows"),
+        (dict(forget=[True], data="digits"), "forget must be numbers of rows"),
+        (dict(forget=[5], data=5), "data must be a Source or text; got int"),
+        (
+            dict(forget=[5], data="digits", class_names="abcdefghij"),
+            "class_names goes with arrays and files: digits",
+        ),
+        (dict(forget=(x, y), previous="absent"), "previous goes with data: arrays have no names"),
         (dict(forget=[7], data="digits"), "instance 7 is in the split 'test'"),
     ]
 
@@ -330,7 +349,7 @@ def test_depth_and_bytes_need_images_in_the_usual_box():
     with pytest.raises(ValueError, match=r"forget\.x has pixels of 0 to 255; give floats in the network's box"):
         jaxunlearn.run(other, (np.zeros((1, 3, 3, 1), np.uint8), np.array([0])))
     digits = data.open_source("digits")
-    with pytest.raises(ValueError, match=r"digits has inputs of shape \(8, 8, 1\), the network takes \(3, 3, 1\)"):
+    with pytest.raises(ValueError, match="the images of digits are 8x8x1, the network takes 3x3x1"):
         jaxunlearn.run(given.model, "5", data=digits)
 
 

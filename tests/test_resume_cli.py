@@ -17,7 +17,7 @@ import pytest
 from jaxunlearn import _journal
 from jaxunlearn.cli import _resume, _run
 from jaxunlearn.cli.main import main
-from jaxunlearn.job import work
+from jaxunlearn.job import resume, work
 from jaxunlearn.report import read_run
 from tests.digits_net import ARCH, tensors
 
@@ -158,7 +158,7 @@ def test_another_request_is_not_mixed_in_and_costs_nothing(argv, tmp_path, often
         assert f"--resume: what was kept is of another request, its {name}" in error
         assert error.count("\n") == 1
         assert sorted(path.name for path in _resume.folder_of(out).iterdir()) == kept
-    (_resume.folder_of(out) / _resume.ASKED).write_text("{")
+    (_resume.folder_of(out) / resume.ASKED).write_text("{")
     assert main([*argv, "--out", str(out), "--resume"]) == 2
     assert "is damaged: leave out --resume to begin anew" in capsys.readouterr().err
     assert main([*argv, "--out", str(out)]) in (0, 3)  # without --resume: anew
@@ -169,7 +169,7 @@ def test_another_version_is_not_mixed_in(argv, tmp_path, often, monkeypatch, cap
     out = tmp_path / "out"
     with pytest.raises(MemoryError):
         interrupted([*argv, "--out", str(out)], monkeypatch, error=MemoryError)
-    asked = _resume.folder_of(out) / _resume.ASKED
+    asked = _resume.folder_of(out) / resume.ASKED
     content = json.loads(asked.read_text())
     content["versions"]["jax"] = "0.9"
     asked.write_text(json.dumps(content))

@@ -257,13 +257,13 @@ def test_the_command_line_works_on_a_wrapped_network(digits, tmp_path, capsys):
 
 
 def test_the_first_network_of_a_chain_is_found_though_the_last_is_wrapped(digits, tmp_path):
-    from jaxunlearn.cli import _model
+    from jaxunlearn.job import previous
 
     _, x, _ = digits
     np.savez(tmp_path / "digits.npz", **tensors())
     patched = around(network(), x[:2], half=0.05, gain=60.0)
     origin = {"weights": str(tmp_path / "digits.npz"), "digest": _tree.model_digest(network())}
-    assert _tree.model_digest(_model.original(origin, patched)) == origin["digest"]
+    assert _tree.model_digest(previous.original(origin, patched)) == origin["digest"]
 
 
 def test_export_is_refused(digits):

@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import data as data_sources, models
-from jaxunlearn._types import Model, Preprocess, Recipe
+from jaxunlearn import data as data_sources, report
+from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors, _model
 from jaxunlearn.data import PictureError, Reading, Source
+from jaxunlearn.job import opening
 
 MISSING = f"--data is missing: {data_sources.KINDS}"
 #: Flags without which a run's data cannot be opened again; a run keeps them as ``extras["reading"]``.
@@ -97,10 +98,7 @@ def look(source: Source, sets: Mapping[str, np.ndarray]) -> None:
 def record(args: argparse.Namespace, source: Source, run: Any = None) -> dict[str, Any]:
     """Return what a run must keep to open its data again, and what was skipped."""
     kept = {name: getattr(_with_kept(args, run), name, None) for name in FLAGS}
-    names = list(source.class_names) if source.class_names else None
-    skipped = {str(source.ids[row]): reason for row, reason in sorted(source.skipped.items())}
-    found = {**kept, "classes": names, "skipped": skipped or None}
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in kept.items() if value is not None} | opening.facts_of(source)
 
 
 def about(source: Source, measured: Mapping[str, Any] | None = None) -> list[tuple[str, str]]:
@@ -159,7 +157,7 @@ class _Told:
 
 def _with_kept(args: argparse.Namespace, run: Any) -> argparse.Namespace:
     """Return the flags, with those that a run was given where none are given now."""
-    kept = {} if run is None else (run.results.get("extras") or {}).get("reading") or {}
+    kept = {} if run is None else _kept_of(run)
     if not kept:
         return args
     filled = argparse.Namespace(**vars(args))
@@ -172,30 +170,10 @@ def _with_kept(args: argparse.Namespace, run: Any) -> argparse.Namespace:
 
 
 def _reading(args: argparse.Namespace, recipe: Recipe | None, model: Model | None) -> Reading:
-    """Return how pictures in files become what a network takes; what no network says is left to the data."""
-    count = None if model is None else model.spec.num_classes
-    shape = None if model is None else model.spec.input_shape
-    if shape is None and recipe is not None:
-        shape = dict(recipe.kwargs).get("input_shape")
-    classes, origin = _classes(args, count)
-    return Reading(
-        preprocess=_preprocess(recipe, shape),
-        channels=shape[2] if shape is not None and len(shape) == 3 else None,
-        num_classes=count,
-        classes=classes,
-        classes_from=origin,
-        on_bad_image=getattr(args, "on_bad_image", None) or "fail",
-    )
-
-
-def _preprocess(recipe: Recipe | None, shape: Any) -> Preprocess | None:
-    """Return the recipe's, or its network's usual one where an older checkpoint has none."""
-    if recipe is None or shape is None or len(shape) != 3:
-        return None
-    if recipe.preprocess is not None:
-        return recipe.preprocess
-    count = int(dict(recipe.kwargs)["num_classes"])
-    return models.recipe(recipe.arch, num_classes=count, input_shape=tuple(shape)).preprocess
+    """Return how pictures in files become what a network takes, by the flags."""
+    classes, origin = _classes(args, None if model is None else model.spec.num_classes)
+    bad: Any = getattr(args, "on_bad_image", None) or "fail"
+    return opening.reading_for(recipe, model, classes=classes, classes_from=origin, on_bad_image=bad)
 
 
 def _classes(args: argparse.Namespace, count: int | None) -> tuple[tuple[str, ...] | None, str]:
@@ -206,13 +184,29 @@ def _classes(args: argparse.Namespace, count: int | None) -> tuple[tuple[str, ..
         if count is not None and len(names) != count:
             raise ValueError(f"{origin} has {len(names)} names, the network {count} outputs: it must name each")
         return names, origin
-    kept = getattr(args, "kept_classes", None)
+    weights = getattr(args, "weights", None)
+    kept = getattr(args, "kept_classes", None) or _from_run(weights)
     if kept:
         return tuple(map(str, kept)), "the run"
-    found = _from_hugging_face(getattr(args, "weights", None))
+    found = _from_hugging_face(weights)
     if found is not None and (count is None or len(found) == count):
         return found, f"{args.weights}/config.json"
     return None, "--classes"
+
+
+def _from_run(weights: str | None) -> Any:
+    """Return the class names that the run kept whose folder is given as weights, or None."""
+    path = None if weights is None else Path(weights).expanduser()
+    if path is None or not report.is_run(path):
+        return None
+    try:
+        return _kept_of(report.read_run(path)).get("classes")
+    except ValueError:  # its checkpoint may be whole
+        return None
+
+
+def _kept_of(run: Any) -> Mapping[str, Any]:
+    return (run.results.get("extras") or {}).get("reading") or {}
 
 
 def _from_hugging_face(weights: str | None) -> tuple[str, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,8 @@ from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors
 from jaxunlearn.convert import huggingface
 from jaxunlearn.data import Source
+from jaxunlearn.job import opening
+from jaxunlearn.job.previous import checkpoint_in
 
 
 def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Model:
@@ -75,12 +76,6 @@ def describe(model: Model) -> str:
     return text
 
 
-def checkpoint_in(folder: Path) -> Path:
-    """Return the checkpoint that the folder of a run or of a training has, or the folder itself."""
-    inner = folder / "checkpoint"
-    return inner if inner.is_dir() else folder
-
-
 def _recipe_in(args: argparse.Namespace, folder: Path) -> Recipe:
     """Return the recipe of a folder of Transformers; flags go before what its files say."""
     recipe = huggingface.read_recipe(folder)
@@ -130,39 +125,14 @@ def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> M
         raise ValueError(f"{path.name}: {error}") from error
 
 
-def origin(args: argparse.Namespace, model: Model, run: Any = None) -> dict[str, str]:
+def origin(args: argparse.Namespace, model: Model, run: Any = None) -> dict[str, str] | None:
     """Return where the network before the first of several requests lies, and its digest; a run passes them on."""
-    if run is not None and run.results.get("origin"):
-        return dict(run.results["origin"])
-    path = run.path if run is not None else Path(args.weights).expanduser().resolve()
-    return {"weights": str(path), "digest": _tree.model_digest(model)}
-
-
-def original(origin: Mapping[str, str], like: Model) -> Model | None:
-    """Return the network that `origin` tells of, or None where its file is gone or is another one's by now."""
-    path = Path(origin["weights"])
-    try:
-        if path.is_dir() and not huggingface.is_folder(path):
-            found = checkpoint.load(checkpoint_in(path), models.from_recipe)
-        else:
-            recipe = like.spec.recipe
-            if recipe is None:
-                return None
-            recipe = dataclasses.replace(recipe, wrappers=())  # a file of weights is of a network by itself
-            found = convert.load_weights(path, recipe, models.from_recipe)
-    except (OSError, ValueError):
-        return None
-    return found if _tree.model_digest(found) == origin["digest"] else None
+    if run is not None:
+        return run.results.get("origin")  # type: ignore[no-any-return]  # None of one made in Python: nobody knows
+    return {"weights": str(Path(args.weights).expanduser().resolve()), "digest": _tree.model_digest(model)}
 
 
 def check_fit(model: Model, source: Source) -> None:
     """Raise a `UserError` unless a data set's images and labels are ones that the network takes."""
-    name = model.spec.recipe.arch if model.spec.recipe is not None else "the network"
-    if source.input_shape != model.spec.input_shape:
-        have, need = ("x".join(map(str, shape)) for shape in (source.input_shape, model.spec.input_shape))
-        raise _errors.UserError(f"the images of {source.name} are {have}, {name} takes {need}")
-    largest = int(source.labels.max())
-    if largest >= model.spec.num_classes:
-        raise _errors.UserError(
-            f"{source.name} has labels up to {largest}, {name} has only {model.spec.num_classes} classes"
-        )
+    with _errors.user_input():
+        opening.check_fit(model, source)

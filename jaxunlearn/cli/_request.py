@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _tree, artefacts, convert, curvature, data as data_sources, report, wrappers
+from jaxunlearn import artefacts, convert, curvature, data as data_sources, report
 from jaxunlearn._types import Artefact, MethodSpec, Model
 from jaxunlearn.cli import _data, _model, _proxies, _run
+from jaxunlearn.job.previous import earlier_of, first_network, left_behind, original
 
 
 def read(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str | None, dict[str, Any]]:
@@ -30,8 +31,8 @@ def read(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str 
         target=target,
         goal=args.goal,
         seed=args.seed,
-        earlier=[] if previous is None else _run.earlier_of(previous, source, rows),
-        original=None if previous is None else _model.original(origin, model),
+        earlier=[] if previous is None else earlier_of(previous, source, rows),
+        original=None if previous is None else original(origin, model),
         origin=origin,
         public=_data.public(args, model, _proxies.MOST, args.seed),
         artefacts=_artefacts(args.artefact, spec, model, previous) | _anchors(args.anchors, model),
@@ -100,23 +101,11 @@ def _stand_ins(request: _run.Request, config: Any, args: argparse.Namespace) -> 
     )
 
 
-def first_network(request: _run.Request, spec: MethodSpec) -> str | None:
-    """Return what became of the network before the first of several requests, if a method asks for it."""
-    if not request.earlier or "original" not in spec.uses:
-        return None
-    return "gone" if request.original is None else "used"
-
-
 def _artefacts(
     files: Sequence[str], spec: MethodSpec, model: Model, previous: report.Run | None
 ) -> dict[str, Artefact]:
     """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
-    found: dict[str, Artefact] = {}
-    known = {_tree.model_digest(layer) for layer in wrappers.layers(model)}  # a certificate is of the network inside
-    for path in () if previous is None else previous.artefacts:
-        artefact = artefacts.load(path)
-        if artefact.model_digest in known:
-            found[artefact.kind] = artefact
+    found = {} if previous is None else left_behind(previous, model)
     for file in files:
         artefact = artefacts.load(file, model=model)
         if artefact.kind not in (*spec.needs, *spec.uses):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import shlex
 import shutil
 import time
@@ -13,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _journal, report
+from jaxunlearn import report
 from jaxunlearn.cli import _errors
+from jaxunlearn.job import resume
 
-ASKED = "asked.json"
 #: Flags that change neither what is done nor where: a command that differs in them is the same one.
 ASIDE = ("--resume", "--overwrite", "--quiet", "--json", "--compile-cache", "--no-compile-cache")
 LOG = "--log-dir"
@@ -30,7 +28,7 @@ def folder_of(out: str | os.PathLike[str]) -> Path:
 
 def kept(out: str | os.PathLike[str]) -> bool:
     """Return whether there is a state to go on from."""
-    return any(folder_of(out).glob("*.npz"))
+    return bool(resume.states(folder_of(out)))
 
 
 def same_command(a: str, b: str) -> bool:
@@ -95,13 +93,13 @@ def only_run(out: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def journal(out: str | os.PathLike[str], asked: Mapping[str, Any], *, resume: bool) -> Iterator[str | None]:
+def journal(out: str | os.PathLike[str], asked: Mapping[str, Any], *, go_on: bool) -> Iterator[str | None]:
     """Keep the state of the work inside the block, and with ``resume`` take up what was kept of the same request.
 
     Args:
       out: the run's folder; inside `only_run`.
-      asked: plain JSON: whatever the numbers depend on.
-      resume: whether to go on; else what was kept is dropped.
+      asked: of `jaxunlearn.job.resume.asked`.
+      go_on: whether to go on; else what was kept is dropped.
 
     Returns:
       What to tell of it, or None where there is nothing to tell.
@@ -110,20 +108,20 @@ def journal(out: str | os.PathLike[str], asked: Mapping[str, Any], *, resume: bo
       UserError: what was kept is of another request, or made by another version.
     """
     folder, told = folder_of(out), None
-    states, now = sorted(folder.glob("*.npz")), json.loads(json.dumps(asked))
-    if resume and states:
-        _check(folder, now)
+    states = resume.states(folder)
+    if go_on and states:
+        _check(folder, asked)
         seconds = time.time() - max(path.stat().st_mtime for path in states)
         told = f"from what was kept {_ago(seconds)} ago"
-    elif resume:
+    elif go_on:
         told = "nothing was kept: from the beginning"
     else:
         for path in states:
             path.unlink()
     with _errors.user_input():
         (folder / "interrupted").unlink(missing_ok=True)
-        (folder / ASKED).write_text(json.dumps(now, indent=1), encoding="utf-8")
-    with _journal.Journal(folder, _journal.INTERVAL).open():
+        opened = resume.opened(folder, asked)
+    with opened:
         yield told
 
 
@@ -133,15 +131,13 @@ def leave(out: str | os.PathLike[str]) -> None:
         (folder_of(out) / "interrupted").touch()
 
 
-def _check(folder: Path, now: dict[str, Any]) -> None:
+def _check(folder: Path, now: Mapping[str, Any]) -> None:
     try:
-        before = json.loads((folder / ASKED).read_text(encoding="utf-8"))
-        different = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
-    except (OSError, ValueError, TypeError):
-        raise _errors.UserError(f"{folder} is damaged: leave out --resume to begin anew") from None
-    if different:
-        name = different[0]
-        old, new = (re.sub(r"(.{60}).+", r"\1...", str(each.get(name))) for each in (before, now))
+        found = resume.difference(folder, now)
+    except ValueError as error:
+        raise _errors.UserError(f"{error}: leave out --resume to begin anew") from None
+    if found is not None:
+        name, old, new = found
         raise _errors.UserError(
             f"--resume: what was kept is of another request, its {name} was {old}, now {new}: give the same command, "
             "or leave out --resume to begin anew"

@@ -7,14 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxunlearn import curvature, report
 from jaxunlearn.cli import _errors
-from jaxunlearn.data import Source
-from jaxunlearn.job import Earlier, Measured, Request, timed, work
+from jaxunlearn.job import work
+from jaxunlearn.job.request import Request
+from jaxunlearn.job.work import Measured, timed
 
-__all__ = ["Earlier", "Measured", "Request", "check_out", "earlier_of", "run", "timed", "try_to_write", "write"]
+__all__ = ["Measured", "Request", "check_out", "run", "timed", "try_to_write", "write"]
 
 
 def run(*args: Any, **more: Any) -> report.RunRecord:
@@ -23,30 +22,6 @@ def run(*args: Any, **more: Any) -> report.RunRecord:
         return work.perform(*args, **more)
     except curvature.InfeasibleError as error:  # what is asked for contradicts itself
         raise _errors.UserError(str(error)) from error
-
-
-def earlier_of(previous: report.Run, source: Source, rows: np.ndarray) -> list[Earlier]:
-    """Return the instances that a run and the runs before it forgot, without those asked for again now.
-
-    Raises:
-      ValueError: an instance is not in the training split of this data set, or has another label there.
-    """
-    results = previous.results
-    own = {"run": str(previous.path), "goal": results["goal"]}
-    found = [*results.get("earlier", ()), *({**own, **instance} for instance in results["instances"])]
-    items: dict[int, Earlier] = {}
-    for entry in found:
-        row = source.row_of(str(entry["id"]))
-        if row is None or source.labels[row] != entry["label"] or row not in source.splits["train"]:
-            raise ValueError(
-                f"{previous.path} forgot the instance {entry['id']} with label {entry['label']} of {results['data']}, "
-                f"which {source.name} does not have: go on with the same data"
-            )
-        target = -1 if entry.get("target") is None else int(entry["target"])
-        facts = {name: entry[name] for name in ("run", "goal", "label")}
-        items[row] = Earlier(row=row, id=str(entry["id"]), target=target, **facts)
-    asked = set(rows.tolist())
-    return [item for row, item in items.items() if row not in asked]
 
 
 def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> None:

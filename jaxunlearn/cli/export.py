@@ -11,6 +11,7 @@ from jaxunlearn import checkpoint, convert, models, report
 from jaxunlearn._types import Model
 from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
 from jaxunlearn.convert import Exported
+from jaxunlearn.job import previous
 
 EPILOG = """\
 exit status: 0 written, read back and compared; 2 wrong input
@@ -73,7 +74,7 @@ def _load(folder: Path, run: report.Run | None) -> Model:
         return checkpoint.load(run.checkpoint, models.from_recipe)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not the folder of a checkpoint, a training or a run")
-    return checkpoint.load(_model.checkpoint_in(folder), models.from_recipe)
+    return checkpoint.load(previous.checkpoint_in(folder), models.from_recipe)
 
 
 def _original(run: report.Run | None, model: Model) -> tuple[Path | None, str]:
@@ -88,7 +89,7 @@ def _original(run: report.Run | None, model: Model) -> tuple[Path | None, str]:
             continue
         if path.is_dir() and not convert.huggingface.is_folder(path):
             return None, f"the network came from a checkpoint of ours, {path}"
-        found = _model.original(origin, model)
+        found = previous.original(origin, model)
         if found is not None:
             return path, ""
         return None, f"{path}, where the network came from, is not there any more or is another one by now"

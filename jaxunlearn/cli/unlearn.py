@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _tree, loop, methods, models, report
-from jaxunlearn._types import Artefact, Batch, MethodSpec, Model, Problem
+from jaxunlearn import loop, methods, models, report
+from jaxunlearn._types import MethodSpec, Problem
 from jaxunlearn.cli import (
     _data,
     _device,
@@ -26,10 +26,11 @@ from jaxunlearn.cli import (
     _resume,
     _run,
 )
+from jaxunlearn.job import resume
+from jaxunlearn.job.call import METHOD
+from jaxunlearn.job.previous import first_network
 from jaxunlearn.report.tables import REASONS
 
-#: What is used where none is named.
-METHOD = "minimal-edit"
 #: Points of accuracy whose loss is worth a line of its own.
 MUCH = 5.0
 DESCRIPTION = "Make a pre-trained classifier forget chosen training images; measure before and after; keep the result."
@@ -218,8 +219,9 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
             _data.look(request.source, request.sets())
     if args.dry_run:
         return _estimated(args, request, problem, spec, config, device)
-    asked = _asked(args, request, problem, spec, config, device)
-    with _resume.journal(args.out, asked, resume=args.resume) as told:
+    more = {"inversion": args.inversion, "device": device, "precision": args.precision}
+    asked = resume.asked(request, problem, spec, config, **more)
+    with _resume.journal(args.out, asked, go_on=args.resume) as told:
         if not (args.quiet or args.json):
             resumed = [] if told is None else [("resumed", told)]
             _output.facts([*_request.plan(request, spec, config, args, device), *resumed])
@@ -233,7 +235,7 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
             "eval_limit": args.eval_limit,
             "reading": reading,
             "public": args.public,
-            "first_network": _request.first_network(request, spec),
+            "first_network": first_network(request, spec),
         }
         with _progress.shown(quiet=args.quiet):
             if args.inversion:
@@ -268,40 +270,6 @@ def _estimated(
     print()
     _output.facts(pairs)
     return _errors.OK
-
-
-def _asked(
-    args: argparse.Namespace, request: _run.Request, problem: Problem, spec: MethodSpec, config: Any, device: str
-) -> dict[str, Any]:
-    """Return what the numbers of a run depend on: a run that is resumed must agree in all of it."""
-    return {
-        "method": spec.name,
-        "settings": dataclasses.asdict(config),
-        "goal": request.goal,
-        "seed": request.seed,
-        "network": _tree.model_digest(request.model),
-        "forget set": _tree.digest(problem.forget._asdict()),
-        "other data": _tree.digest(
-            _arrays({"retain": problem.retain, "public": problem.public, **dict(problem.artefacts)})
-        ),
-        "inversion": args.inversion,
-        "device": device,
-        "precision": args.precision,
-        "versions": report.record.versions(),
-    }
-
-
-def _arrays(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arrays of what a method is given beside the network and the forget set."""
-    found: dict[str, Any] = {}
-    for name, value in given.items():
-        if isinstance(value, Model):
-            found[name] = {"params": value.params, "model_state": value.model_state}
-        elif isinstance(value, Artefact):
-            found[name] = dict(value.arrays)
-        elif value is not None:
-            found[name] = value._asdict() if isinstance(value, Batch) else value
-    return found
 
 
 def _status(results: Mapping[str, Any]) -> int:

@@ -8,18 +8,5 @@
 """
 
 from jaxunlearn.job.call import run
-from jaxunlearn.job.request import Earlier, Request
-from jaxunlearn.job.work import Measured, Watch, measure_earlier, peak_memory, perform, seen, timed
 
-__all__ = [
-    "Earlier",
-    "Measured",
-    "Request",
-    "Watch",
-    "measure_earlier",
-    "peak_memory",
-    "perform",
-    "run",
-    "seen",
-    "timed",
-]
+__all__ = ["run"]
