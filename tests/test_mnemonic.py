@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,7 +243,7 @@ def test_codes_that_do_not_fit_are_refused():
 
 def test_stand_ins_for_the_rest_are_what_the_user_has(monkeypatch):
     problem, seen = tiny_problem(), []
-    monkeypatch.setattr(engine, "edit", lambda model, forget, rest, hparams, label: seen.append((forget, rest)) or None)
+    monkeypatch.setattr(engine, "edit", lambda model, forget, rest, hparams, **_: seen.append((forget, rest)) or None)
     method = mnemonic_free.make(mnemonic_free.Config(proxies=8))
     made = artefacts.Artefact(
         kind="proxies", version=1, arrays={"x": np.full((5, 3, 3, 1), 0.25)}, meta={}, model_digest=""
@@ -257,3 +258,22 @@ def test_stand_ins_for_the_rest_are_what_the_user_has(monkeypatch):
     assert all((image == given).all(axis=(1, 2, 3)).any() for image in public.x)
     np.testing.assert_array_equal(inverted.x, made.arrays["x"])
     np.testing.assert_array_equal(public.y, np.argmax(problem.model(jnp.asarray(public.x)), axis=1))
+
+
+def test_the_best_of_several_strengths_is_kept():
+    problem = tiny_problem()
+    forget = engine.Examples(np.asarray(problem.forget.x), np.asarray(problem.forget.y))
+    x = np.asarray(problem.public)
+    rest = engine.Examples(x, np.argmax(problem.model(x), axis=1))
+
+    def edited(lambda1: float, tries: int = 1) -> engine.State:
+        return engine.edit(problem.model, forget, rest, {"lambda1": lambda1, "lambda2": 10.0}, label="", tries=tries)
+
+    singles = [edited(1e-4 * engine.RATIO**n) for n in range(10)]
+    scores = [single.scores.max() for single in singles]
+    assert max(scores) > scores[0], "the first is already the best: nothing is chosen"
+    expected = singles[int(np.argmax(scores))]
+    best = edited(1e-4, tries=10)
+    assert best.lambda1 == expected.lambda1
+    np.testing.assert_array_equal(best.scores, expected.scores)
+    chex.assert_trees_all_equal(best.model.params, expected.model.params)

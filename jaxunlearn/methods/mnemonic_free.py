@@ -3,7 +3,9 @@
 Forget images stand in the place of the codes of what is forgotten; the user's
 images, images made from the network or else cut-and-paste images of the forget
 set, with the network's own answers as labels, in the place of the rest. So
-single images can be asked for. Not a method of the paper: an additive relative
+single images can be asked for. How strong an edit has to be depends on the
+network, so values of lambda1 are tried, and judged as the paper judges the two
+signs: by the answers on both kinds of stand-in. Not a method of the paper: an additive relative
 of selective synaptic dampening (Foster et al. 2024).
 """
 
@@ -27,6 +29,9 @@ class Config(engine.EditConfig):
     """Hyper-parameters of the code-free edit."""
 
     proxies: int = hparam(500, "images in the place of the rest, at most", unit="images", low=1)
+    tries: int = hparam(
+        12, "values of lambda1, each three times the last, the given one first; the best score is kept", low=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,17 +50,16 @@ class MnemonicFree:
         forget = engine.Examples(np.asarray(problem.forget.x)[real], np.asarray(problem.forget.y)[real])
         x = self._rest(key, problem, forget.x)
         answers = inference.logits(problem.model, x, label="proxies").argmax(axis=1)
-        return engine.edit(
-            problem.model, forget, engine.Examples(x, answers.astype(np.int32)), hparams, label="importance"
-        )
+        rest, tries = engine.Examples(x, answers.astype(np.int32)), self.config.tries
+        return engine.edit(problem.model, forget, rest, hparams, label="importance", tries=tries)
 
     def finish(self, state: engine.State) -> Model:
         return state.model
 
     def extras(self, state: engine.State) -> dict[str, Any]:
-        """Return both signs' scores."""
+        """Return both signs' scores, and the lambda1 that was chosen."""
         plus, minus = np.asarray(state.scores).tolist()
-        return {"scores": {"plus": plus, "minus": minus}}
+        return {"scores": {"plus": plus, "minus": minus}, "lambda1": float(state.lambda1)}
 
     def _rest(self, key: Array, problem: Problem, forget: np.ndarray) -> np.ndarray:
         kept = problem.artefacts.get("proxies")
