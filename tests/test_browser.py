@@ -97,3 +97,43 @@ def test_the_table_of_instances_sorts(browser, address):
         assert up != down
     steps = [-1 if cell == "-" else int(cell) for cell in down]
     assert steps == sorted(steps, reverse=True)
+
+
+def test_the_table_of_instances_is_filtered_from_the_keyboard(browser, address):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get(address)
+    rows = "[...document.querySelectorAll('table.sortable tbody tr')]"
+    shown = f"return {rows}.filter((row) => row.offsetParent).map((row) => row.querySelector('th').textContent)"
+    said = "return document.querySelector('.filter [role=status]').textContent"
+    whole = browser.execute_script(shown)
+    assert len(whole) == 12
+    browser.find_element("css selector", "label[for=filter]").click()
+    field = browser.switch_to.active_element
+    assert field.get_attribute("id") == "filter"
+    field.send_keys("FOLDER/1")
+    assert browser.execute_script(shown) == [name for name in whole if "folder/1" in name]
+    assert browser.execute_script(said) == "3 of 12"
+    field.send_keys(Keys.TAB)  # to the table that scrolls
+    browser.switch_to.active_element.send_keys(Keys.TAB)
+    browser.switch_to.active_element.send_keys(Keys.ENTER)  # its first head: what is sorted stays filtered
+    assert browser.switch_to.active_element.text == "id"
+    assert browser.find_element("css selector", "th[aria-sort=ascending]").text == "id"
+    assert len(browser.execute_script(shown)) == 3
+    field.send_keys(Keys.CONTROL + "a", Keys.BACKSPACE)
+    label = browser.execute_script(f"return {rows}[0].querySelector('th').nextElementSibling.textContent")
+    field.send_keys(label)
+    labels = f"return {rows}.filter((row) => row.offsetParent).map((row) => row.cells[2].textContent)"
+    assert set(browser.execute_script(labels)) == {label}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        assert sorted(browser.execute_script(shown)) == sorted(whole)  # paper has all of them, and no field
+        assert not field.is_displayed()
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    field.send_keys(Keys.CONTROL + "a", Keys.BACKSPACE)
+    assert sorted(browser.execute_script(shown)) == sorted(whole)
+    assert browser.execute_script(said) == ""
+    field.send_keys("nowhere")
+    assert browser.execute_script(shown) == []
+    assert browser.execute_script(said) == "0 of 12"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -261,6 +262,10 @@ def test_a_network_without_a_recipe_is_kept_as_its_weights(tmp_path):
     assert kept.keys() == _tree.flatten_paths({"params": model.params, "model_state": model.model_state}).keys()
     np.testing.assert_array_equal(kept["params/head/kernel"], model.params["head"]["kernel"])
     assert report.read_run(path).results["goal_met"]
+    for name in ("report.md", "report.html"):
+        said = re.sub("</?code>", "`", (path / name).read_text())
+        assert "`weights.npz` holds the unlearned network, `results.json` every number above." in said
+        assert "`checkpoint/`" not in said
 
 
 # --- mistakes ----------------------------------------------------------------

@@ -15,7 +15,7 @@ from jaxunlearn import report
 from jaxunlearn.report import figures, web, words
 from tests.test_report import C, make
 
-VOID = {"meta", "link", "img", "br"}
+VOID = {"meta", "link", "img", "br", "input"}
 EVIL = ['<script>alert("1")</script>', "**bold** & `code`", "[a](javascript:alert(1))", '" onload="x']
 
 
@@ -136,6 +136,20 @@ def test_a_large_forget_set_keeps_the_page_bounded(tmp_path, monkeypatch):
     rows = re.findall(r'<tr><td class="(good|bad)">', text)
     assert rows == ["bad", *["good"] * 5]
     assert "3 more are in results.json" in " ".join("".join(found.text).split())
+
+
+def test_a_long_table_has_a_filter_with_a_label_that_waits_for_its_script(tmp_path):
+    _, found = page(tmp_path, k=11)
+    (field,) = (attributes for tag, attributes in found.attributes if tag == "input")
+    assert found.all("label", "for") == [field["id"]]
+    assert field["type"] == "search"
+    assert [attributes for tag, attributes in found.attributes if tag == "p" and "hidden" in attributes] == [
+        {"class": "filter", "hidden": None}
+    ]
+    assert "Show only ids and labels with" in found.text
+    assert "status" in found.all("span", "role")
+    _, short = page(tmp_path, k=10)
+    assert "input" not in short.tags
 
 
 def test_inputs_that_are_no_images_have_no_thumbnails(tmp_path):

@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jaxunlearn.report.schema import validate
+from jaxunlearn.report.schema import CHECKPOINT, RESULTS, WEIGHTS, validate
 
 if TYPE_CHECKING:
     from jaxunlearn.report.record import RunRecord
 
-RESULTS, CHECKPOINT, REPORT, WEB = "results.json", "checkpoint", "report.md", "report.html"
-#: In the place of the checkpoint, of a network without a recipe: nothing could rebuild it.
-WEIGHTS = "weights.npz"
+REPORT, WEB = "report.md", "report.html"
 #: What a folder of a training has in the place of ``results.json``.
 TRAINING = "training.json"
 

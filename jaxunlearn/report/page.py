@@ -42,7 +42,7 @@ def _again(record: RunRecord) -> list[str]:
     parts += [table([("what", "version"), *record.results["versions"].items()])]
     if record.digests:
         parts += [table([("SHA-256 of", ""), *((name, f"`{digest}`") for name, digest in record.digests.items())])]
-    return [*parts, "`checkpoint/` holds the unlearned network, `results.json` every number above."]
+    return [*parts, words.kept(record)]
 
 
 def table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> str:

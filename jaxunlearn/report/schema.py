@@ -1,4 +1,4 @@
-"""What ``results.json`` must hold: checked before a run is written and when one is read."""
+"""Names of a run's files, and what ``results.json`` must hold: checked before it is written and when it is read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from typing import Any
 
 from jaxunlearn._types import GOALS
 
+RESULTS, CHECKPOINT = "results.json", "checkpoint"
+#: In the place of the checkpoint, of a network without a recipe: nothing could rebuild it.
+WEIGHTS = "weights.npz"
 SCHEMA_VERSION = 1
 SETS = ("forget", "retain", "test")
 STOP_REASONS = ("forgotten", "max_steps", "diverged", "completed", "interrupted")

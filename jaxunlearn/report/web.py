@@ -61,6 +61,7 @@ def html(record: RunRecord, pictures: Mapping[str, str], folder: Path) -> str:
             more=more,
             command=record.command,
             settings=words.settings(record),
+            kept=words.kept(record),
             versions=record.results["versions"],
             digests=record.digests,
         )

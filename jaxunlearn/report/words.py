@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from jaxunlearn.report.schema import CHECKPOINT, RESULTS, WEIGHTS
 from jaxunlearn.report.tables import REASONS, percent, unlearning_seconds
 
 if TYPE_CHECKING:
@@ -134,6 +135,12 @@ def earlier(record: RunRecord) -> str:
 def settings(record: RunRecord) -> str:
     """Return the hyper-parameters as JSON."""
     return json.dumps(record.results["config"])
+
+
+def kept(record: RunRecord) -> str:
+    """Return where the network and the numbers lie."""
+    where = WEIGHTS if record.result.model.spec.recipe is None else f"{CHECKPOINT}/"
+    return f"`{where}` holds the unlearned network, `{RESULTS}` every number above."
 
 
 def label(record: RunRecord, value: int | None) -> str:
