@@ -18,8 +18,8 @@ from jaxunlearn import methods
 from jaxunlearn.cli import main as command_line
 
 ROOT = Path(__file__).resolve().parents[1]
-#: Public modules that are a page of the reference each; the others are on the page of the package.
-ROOMS = [*jaxunlearn._ROOMS, "artefacts", "patches", "wrappers"]
+#: Public modules, a page of the reference each.
+ROOMS = jaxunlearn._ROOMS
 #: Files beside docs/ that a page links to -> their page.
 ELSEWHERE = {
     "README.md": "generated/start.md",
@@ -138,6 +138,12 @@ def reference() -> dict[str, str]:
     for room in ROOMS:
         module = importlib.import_module(f"jaxunlearn.{room}")
         parts = [_title(f"jaxunlearn.{room}"), f".. automodule:: {module.__name__}\n   :members:"]
+        for name in getattr(module, "__all__", ()):  # what :members: passes over: constants and modules
+            thing = getattr(module, name)
+            if inspect.ismodule(thing):
+                parts.append(f".. automodule:: {thing.__name__}\n   :members:")
+            elif not callable(thing):
+                parts.append(f".. autodata:: {module.__name__}.{name}")
         pages[f"{room}.rst"] = "\n\n".join(parts) + "\n"
     return pages
 

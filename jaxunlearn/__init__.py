@@ -42,8 +42,9 @@ _HOME = {
     "unlearn": "loop",
 }
 _ROOMS = (
-    "adapters", "attacks", "audits", "checkpoint", "convert", "curvature", "data", "importance", "inference", "job",
-    "loop", "losses", "methods", "models", "proxies", "report", "sharding", "testing", "training", "transforms",
+    "adapters", "artefacts", "attacks", "audits", "checkpoint", "convert", "curvature", "data", "importance",
+    "inference", "job", "loop", "losses", "methods", "models", "patches", "proxies", "report", "sharding", "testing",
+    "training", "transforms", "wrappers",
 )  # fmt: skip
 
 __all__ = [*_HOME, *_ROOMS, "__version__"]

@@ -27,6 +27,7 @@ from jaxunlearn.transforms import (
 
 from . import (
     adapters as adapters,
+    artefacts as artefacts,
     attacks as attacks,
     audits as audits,
     checkpoint as checkpoint,
@@ -40,12 +41,14 @@ from . import (
     losses as losses,
     methods as methods,
     models as models,
+    patches as patches,
     proxies as proxies,
     report as report,
     sharding as sharding,
     testing as testing,
     training as training,
     transforms as transforms,
+    wrappers as wrappers,
 )
 
 __version__: str

@@ -20,6 +20,8 @@ from jaxunlearn import _tree
 from jaxunlearn._types import Artefact, Model
 
 _FORMAT = "jaxunlearn-artefact"
+#: Of all of our kinds so far.
+VERSION = 1
 #: Kind -> what it is and how to make one, for the message of a method that lacks it.
 KINDS: dict[str, str] = {
     "certificate": "what a patch promises; the method prune makes one, `jaxunlearn verify` checks it",
@@ -80,7 +82,7 @@ def load(path: str | os.PathLike[str], *, kind: str | None = None, model: Model 
 
     Raises:
       OSError: the file is missing or cannot be read.
-      ValueError: not an artefact, a damaged or changed one, one of another kind or of another model.
+      ValueError: not an artefact, a damaged or changed one, one of another kind, version or model.
 
     >>> folder = tempfile.mkdtemp()
     >>> made = Artefact(kind="codes", version=1, arrays={"x": np.zeros((2, 3))}, meta={"seed": 0}, model_digest="0")
@@ -92,6 +94,8 @@ def load(path: str | os.PathLike[str], *, kind: str | None = None, model: Model 
     facts, arrays = _read(path)
     if kind is not None and facts["kind"] != kind:
         raise ValueError(f"{path.name} is an artefact of kind {facts['kind']!r}, not {kind!r}")
+    if facts["kind"] in KINDS and facts["version"] != VERSION:  # kinds of others have versions of their own
+        raise ValueError(f"{path.name} has artefact version {facts['version']}; this library reads version {VERSION}")
     artefact = Artefact(
         kind=facts["kind"],
         version=facts["version"],

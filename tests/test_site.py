@@ -91,7 +91,10 @@ def test_no_link_inside_is_dead(site, pages):
 
 def test_every_public_name_has_its_place(site, pages):
     ids = set().union(*(page.ids for page in pages.values()))
-    for name in jaxunlearn.__all__:
+    inside = [
+        f"{room}.{name}" for room in jaxunlearn._ROOMS for name in getattr(jaxunlearn, room).__dict__.get("__all__", ())
+    ]
+    for name in [*jaxunlearn.__all__, *inside]:
         if name != "__version__":
             full = f"jaxunlearn.{name}"
             assert full in ids or f"module-{full}" in ids, f"{full} is not in the reference"
