@@ -7,7 +7,7 @@ matrix of weights therefore trains a whole family of leave-out models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxunlearn import _progress, _validate, losses
+from jaxunlearn import _journal, _progress, _validate, losses
 from jaxunlearn._types import ApplyFn, Array, Model, Params, PyTree
 
 Augment = Callable[[Array, Array], Array]
@@ -142,7 +142,7 @@ def train(
     """
     x, y, weight = _checked_data(model, x, y, sample_weight, lanes=None)
     sgd = _checked_sgd(learning_rate, momentum, weight_decay)
-    plan = _plan(model, weight[None], epochs, batch_size, schedule, augment, vmapped=False)
+    plan = _plan(model, weight[None], epochs, batch_size, schedule, augment, False)
     return _run(plan, model, key, _Given(x, y, jnp.asarray(weight), sgd, _checked_codes(model, codes, mix)), loop)
 
 
@@ -186,14 +186,15 @@ def train_many(
     sgd = _checked_sgd(learning_rate, momentum, weight_decay)
     if vmapped is None:
         vmapped = jax.default_backend() != "cpu"
-    plan = _plan(model, weight, epochs, batch_size, schedule, augment, vmapped=vmapped)
+    plan = _plan(model, weight, epochs, batch_size, schedule, augment, vmapped)
     starts = [initialise(model, k) if fresh else model for k in keys]
     if vmapped:
-        return _run(plan, _stack(starts), keys, _Given(x, y, jnp.asarray(weight), sgd, None), loop)
+        start = jax.tree.map(lambda *a: jnp.stack(a), *starts)
+        return _run(plan, start, keys, _Given(x, y, jnp.asarray(weight), sgd, None), loop)
     lanes_of = zip(starts, keys, weight, strict=True)
     runs = [_run(plan, m, k, _Given(x, y, jnp.asarray(w), sgd, None), loop) for m, k, w in lanes_of]
     history = {name: np.stack([r.history[name] for r in runs]) for name in runs[0].history}
-    return TrainResult(_stack([r.model for r in runs]), history)
+    return TrainResult(jax.tree.map(lambda *a: jnp.stack(a), *(r.model for r in runs)), history)
 
 
 def initialise(model: Model, key: Array) -> Model:
@@ -273,11 +274,8 @@ def _device_epoch(
     plan: _Plan, state: _State, key: Array, order: Array, first: Array, given: _Given
 ) -> tuple[_State, dict[str, Array]]:
     step = _laned(plan, partial(_step, plan))
-
-    def body(state: _State, i: Array) -> tuple[_State, dict[str, Array]]:
-        return step(state, key, order, i, given)
-
-    return jax.lax.scan(body, state, first + jnp.arange(plan.steps_per_epoch))
+    steps = first + jnp.arange(plan.steps_per_epoch)
+    return jax.lax.scan(lambda state, i: step(state, key, order, i, given), state, steps)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -300,26 +298,36 @@ def _run(plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop) -> Tr
         lambda a: jnp.array(a, dtype=jnp.result_type(a), copy=True), (model.params, model.model_state)
     )
     state = _State(params, model_state, (jax.vmap(init) if plan.vmapped else init)(params))
-    infos: list[dict[str, np.ndarray]] = []
     steps = plan.steps_per_epoch * plan.epochs
-    for epoch in range(plan.epochs):
-        order, first = _order(plan, key, epoch, given.weight), epoch * plan.steps_per_epoch
-        if host:
-            each = []
-            for i in range(first, first + plan.steps_per_epoch):
-                state, info = _host_step(plan, state, key, order, i, given)
-                each.append(info)
-                _progress.report("training", i + 1, steps)
-            stacked = {name: np.stack([np.asarray(info[name]) for info in each]) for name in each[0]}
-        else:
-            state, info = _device_epoch(plan, state, key, order, first, given)
-            stacked = {name: np.asarray(value) for name, value in info.items()}
-            _progress.report("training", first + plan.steps_per_epoch, steps)
-        _require_finite(stacked["loss"], first, steps, float(given.sgd.learning_rate))
-        infos.append(stacked)
+    with _journal.work("training") as work:
+        done, state, infos = work.resume(state)
+        for epoch in range(done, plan.epochs):
+            order, first = _order(plan, key, epoch, given.weight), epoch * plan.steps_per_epoch
+            if host:
+                state, stacked = _host_epoch(plan, state, key, order, first, given)
+            else:
+                state, info = _device_epoch(plan, state, key, order, first, given)
+                stacked = {name: np.asarray(value) for name, value in info.items()}
+                _progress.report("training", first + plan.steps_per_epoch, steps)
+            _require_finite(stacked["loss"], first, steps, float(given.sgd.learning_rate))
+            infos.append(stacked)
+            work.keep(epoch + 1, state, infos)
     # Lanes lead: (steps, lanes) -> (lanes, steps).
     history = {name: np.concatenate([info[name] for info in infos]).T for name in infos[0]}
     return TrainResult(model.replace(params=state.params, model_state=state.model_state), history)
+
+
+def _host_epoch(
+    plan: _Plan, state: _State, key: Array, order: Array, first: int, given: _Given
+) -> tuple[_State, dict[str, np.ndarray]]:
+    with _journal.work("epoch") as work:
+        done, state, each = work.resume(state)
+        for i in range(first + done, first + plan.steps_per_epoch):
+            state, info = _host_step(plan, state, key, order, i, given)
+            each.append(info)
+            _progress.report("training", i + 1, plan.steps_per_epoch * plan.epochs)
+            work.keep(i + 1 - first, state, each)
+    return state, {name: np.stack([np.asarray(info[name]) for info in each]) for name in each[0]}
 
 
 def _require_finite(loss: np.ndarray, first: int, steps: int, learning_rate: float) -> None:
@@ -335,20 +343,13 @@ def _require_finite(loss: np.ndarray, first: int, steps: int, learning_rate: flo
 
 
 def _plan(
-    model: Model,
-    weight: np.ndarray,
-    epochs: int,
-    batch_size: int,
-    schedule: str,
-    augment: Augment | None,
-    *,
-    vmapped: bool,
+    model: Model, weight: np.ndarray, epochs: int, size: int, schedule: str, augment: Augment | None, vmapped: bool
 ) -> _Plan:
     _validate.positive_int("epochs", epochs)
-    _validate.positive_int("batch_size", batch_size)
+    _validate.positive_int("batch_size", size)
     _validate.one_of("schedule", schedule, ("cosine", "constant"))
     members = int((weight > 0).sum(axis=1).max())
-    batch_size = min(batch_size, members)
+    batch_size = min(size, members)
     return _Plan(model.apply_fn, batch_size, -(-members // batch_size), epochs, schedule, augment, vmapped)
 
 
@@ -391,7 +392,3 @@ def _checked_codes(model: Model, codes: Any, mix: float | None) -> _Codes | None
         raise ValueError(f"codes must be one a class, {model.spec.num_classes}; got {len(codes)}")
     _validate.in_range("mix", mix, 0.0, 1.0)
     return _Codes(jnp.asarray(codes), jnp.asarray(mix, jnp.float32))
-
-
-def _stack(models: Sequence[Model]) -> Model:
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *models)

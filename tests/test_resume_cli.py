@@ -98,6 +98,28 @@ def test_killed_at_twenty_random_moments(argv, tmp_path, method):
     chain(argv, tmp_path / "whole", tmp_path / "out", 20, tmp_path)
 
 
+def test_a_training_goes_on_where_it_was_killed(tmp_path, capsys):
+    argv = ["train", "--arch", ARCH, "--data", "digits", "--epochs", "12", "--batch-size", "16", "--quiet"]
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    again = [*argv, "--out", str(out), "--resume"]
+    ended = [killed(again, seconds) for seconds in (0.0, 0.4)]
+    assert ended[0] == -signal.SIGKILL
+    other = [*again, "--learning-rate", "0.01"]
+    if ended[1] == -signal.SIGKILL and not out.exists():
+        assert main(other) == 2
+        assert "its settings was" in capsys.readouterr().err
+    assert main(again) == 0
+    assert main([*argv, "--out", str(whole)]) == 0
+    facts, expected = (json.loads((folder / "training.json").read_text()) for folder in (out, whole))
+    for name in ("digest", "history", "accuracy", "settings"):
+        assert facts[name] == expected[name]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    capsys.readouterr()
+    assert main(again) == 0
+    assert "this training is finished" in capsys.readouterr().out
+    assert main([*argv, "--out", str(out)]) == 2  # without --resume it is in the way
+
+
 def test_without_anything_kept_it_begins(argv, tmp_path, often):
     out = tmp_path / "out"
     assert main([*argv, "--out", str(out), "--resume"]) in (0, 3)

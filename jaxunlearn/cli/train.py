@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,13 +29,15 @@ from jaxunlearn import (
 )
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.audits.accuracy import accuracy
-from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress, _resume
 from jaxunlearn.data import Source
 from jaxunlearn.report.folder import CHECKPOINT, TRAINING, put_in_place
 from jaxunlearn.report.record import versions
 
+#: Flags that change nothing of what is trained.
+ASIDE = ("out", "overwrite", "quiet", "resume", "compile_cache")
 EPILOG = """\
-exit status: 0 done; 2 wrong input or training that diverged; 130 interrupted, nothing is written
+exit status: 0 done; 2 wrong input or training that diverged; 130 interrupted, the same command with --resume goes on
 
 example:
   jaxunlearn train --arch digits_cnn --data digits --codes 0.2 --out runs/digits
@@ -46,10 +49,28 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Train a network from fresh or given weights; write a folder with its checkpoint and what stands beside it."""
     args = _parser().parse_args(argv)
-    _check(args)
     command = shlex.join(("jaxunlearn", "train", *argv))
-    with _device.chosen(args) as device:
-        return _train(args, command, device)
+    if args.resume and args.out is not None and _is_done(Path(args.out), command):
+        print(f"{args.out}: this training is finished; nothing is left to do.")
+        return _errors.OK
+    _check(args)
+    try:
+        with _resume.only_run(args.out), _device.chosen(args) as device:
+            return _train(args, command, device)
+    except KeyboardInterrupt:
+        if not _resume.kept(args.out):
+            raise
+        print("jaxunlearn: interrupted; the same command with --resume goes on from here", file=sys.stderr)
+        return _errors.INTERRUPTED
+
+
+def _is_done(out: Path, command: str) -> bool:
+    """Return whether the same command has trained into that folder already."""
+    try:
+        made_by = json.loads((out / TRAINING).read_text(encoding="utf-8"))["command"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return not _resume.folder_of(out).exists() and _resume.same_command(made_by, command)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,6 +112,11 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("result")
     group.add_argument("--out", metavar="DIR", help="folder to make: checkpoint, training.json, *.safetensors")
     group.add_argument("--overwrite", action="store_true", help="replace an earlier training in that folder")
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with this command where it was killed or interrupted; without anything kept, begin",
+    )
     _flags.add_run_flags(parser)
     return parser
 
@@ -119,7 +145,19 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
     codes = None if args.codes is None else proxies.draw_codes(_key(args, 2), model)
     if not args.quiet:
         _output.facts(_plan(args, model, source, device))
-    with _progress.shown(quiet=args.quiet):
+    settings = {name: value for name, value in vars(args).items() if name not in ASIDE}
+    asked = {
+        "settings": settings,
+        "network": _tree.model_digest(model),
+        "data": [source.name, len(rows), _tree.digest({"y": source.labels[rows]})],
+        "versions": versions(),
+    }
+    with (
+        _progress.shown(quiet=args.quiet),
+        _resume.journal(args.out, json.loads(json.dumps(asked)), go_on=args.resume) as told,
+    ):
+        if told and args.resume and not args.quiet:
+            _output.facts([("resumed", told)])
         began = time.perf_counter()
         done = _fit(args, model, source.images(rows), source.labels[rows], codes)
         seconds["train"] = time.perf_counter() - began
@@ -131,7 +169,7 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
         "command": command,
         "arch": done.model.spec.recipe.arch if done.model.spec.recipe else "",
         "data": source.name,
-        "settings": {name: value for name, value in vars(args).items() if name not in ("out", "overwrite", "quiet")},
+        "settings": settings,
         "accuracy": measured,
         "history": {name: [round(float(value), 6) for value in values] for name, values in epochs.items()},
         "seconds": seconds,
