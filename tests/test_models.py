@@ -246,3 +246,13 @@ def test_variables_of_another_network_are_refused() -> None:
     other = models.from_recipe(models.recipe("digits_cnn", num_classes=3), abstract=True)
     with pytest.raises(ValueError, match="cannot be applied to inputs of shape"):
         models.from_recipe(models.recipe("digits_cnn"), variables={"params": other.params, **other.model_state})
+    deeper = models.from_recipe(models.recipe("cifar_resnet14"), abstract=True)
+    said = r"not those of cifar_resnet8: model_state/batch_stats/layer1_1/bn1/mean is \(16,\), there absent"
+    with pytest.raises(ValueError, match=said):
+        models.from_recipe(models.recipe("cifar_resnet8"), variables={"params": deeper.params, **deeper.model_state})
+
+
+@pytest.mark.parametrize("shape", [(30, 32, 3), (32, 33, 3), (2, 2, 3)])
+def test_patches_must_cover_the_image(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"cannot be built for .*: patches of 4 pixels do not cover"):
+        models.from_recipe(models.recipe("vit_tiny_cifar", input_shape=shape), abstract=True)

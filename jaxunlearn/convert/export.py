@@ -173,7 +173,7 @@ def _compare(file: Path, layout: Layout, model: Model, *, exact: bool) -> float:
 
 
 def _write(file: Path, content: _Content) -> None:
-    tensors = {name: np.array(tensor, order="C") for name, tensor in content.tensors.items()}
+    tensors = {name: np.asarray(tensor, order="C") for name, tensor in content.tensors.items()}
     if file.suffix.lower() == ".safetensors":
         import safetensors.numpy
 

@@ -161,24 +161,27 @@ def from_recipe(
     if issubclass(kind, nnx.Module):
         return own.nnx_model(kind, recipe, variables=variables, key=key)
     module, input_shape = _linen(recipe, kind), tuple(kwargs["input_shape"])
-    if variables is None:
-        init = jax.jit(LinenInit(module, input_shape))
-        try:
-            params, state = init(key) if key is not None else jax.eval_shape(init, jax.random.key(0))
-        except Exception as error:  # a recipe may be a stranger's, and a network may raise anything
-            reason = str(error).split("\n", 1)[0] or type(error).__name__
-            raise ValueError(f"the network {recipe.arch} cannot be built for {input_shape}: {reason}") from error
-        variables = {"params": params, **state}
-    return from_linen(
-        module,
-        variables,
-        input_shape=input_shape,
-        num_classes=kwargs["num_classes"],
-        mean=recipe.mean,
-        std=recipe.std,
-        head=own.head_of(module),
-        recipe=recipe,
-    )
+    init = jax.jit(LinenInit(module, input_shape))
+    try:
+        params, state = init(key) if key is not None else jax.eval_shape(init, jax.random.key(0))
+    except Exception as error:  # a recipe may be a stranger's, and a network may raise anything
+        reason = str(error).split("\n", 1)[0] or type(error).__name__
+        raise ValueError(f"the network {recipe.arch} cannot be built for {input_shape}: {reason}") from error
+
+    def build(variables: Mapping[str, Any]) -> Model:
+        return from_linen(
+            module,
+            variables,
+            input_shape=input_shape,
+            num_classes=kwargs["num_classes"],
+            mean=recipe.mean,
+            std=recipe.std,
+            head=own.head_of(module),
+            recipe=recipe,
+        )
+
+    model = build({"params": params, **state})
+    return model if variables is None else own.same_arrays(build(variables), model)
 
 
 def _kind(recipe: Recipe) -> Any:

@@ -13,9 +13,10 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
+from jaxunlearn import _tree
 from jaxunlearn._types import Array, Model, Recipe
 from jaxunlearn.adapters import from_nnx
 
@@ -79,14 +80,23 @@ def nnx_model(kind: Any, recipe: Recipe, *, variables: Mapping[str, Any] | None,
     )
     if variables is None:
         return model
-    given: Any = {
-        "params": variables.get("params", {}),
-        "model_state": {name: value for name, value in variables.items() if name != "params"},
-    }
-    wanted: Any = {"params": model.params, "model_state": model.model_state}
-    if jax.tree.map(jnp.shape, given) != jax.tree.map(jnp.shape, wanted):
-        raise ValueError(f"the variables are not those of {recipe.arch}")
-    return model.replace(**given)
+    state = {name: value for name, value in variables.items() if name != "params"}
+    return same_arrays(model.replace(params=variables.get("params", {}), model_state=state), model)
+
+
+def same_arrays(model: Model, like: Model) -> Model:
+    """Return a model whose arrays have the paths and shapes of another's.
+
+    Raises:
+      ValueError: they have not; the first that differs is named.
+    """
+    have, need = (_tree.flatten_paths({"params": m.params, "model_state": m.model_state}) for m in (model, like))
+    for path in sorted(have.keys() | need.keys()):
+        shapes = [np.shape(tree[path]) if path in tree else "absent" for tree in (have, need)]
+        if shapes[0] != shapes[1]:
+            arch = "the network" if like.spec.recipe is None else like.spec.recipe.arch
+            raise ValueError(f"the variables are not those of {arch}: {path} is {shapes[0]}, there {shapes[1]}")
+    return model
 
 
 def head_of(kind: Any) -> tuple[str, ...] | None:

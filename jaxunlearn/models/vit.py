@@ -173,6 +173,8 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """Return logits, (batch, num_classes)."""
+        if any(side % self.patch for side in x.shape[1:3]):
+            raise ValueError(f"patches of {self.patch} pixels do not cover {x.shape[1]}x{x.shape[2]}")
         x = nn.Conv(
             self.width,
             (self.patch, self.patch),
