@@ -33,7 +33,7 @@ def first(tmp_path_factory):
 # --- pictures in files -------------------------------------------------------
 
 
-def test_pictures_give_the_numbers_of_the_command_line(tmp_path, monkeypatch):
+def test_pictures_give_the_numbers_of_the_command_line(tmp_path, monkeypatch, capsys):
     """Three classes of ten, of any size: neither labels nor pixels are guessed."""
     monkeypatch.chdir(tmp_path)
     write_folder(tmp_path / "three", [3, 4, 5])
@@ -42,11 +42,15 @@ def test_pictures_give_the_numbers_of_the_command_line(tmp_path, monkeypatch):
     Path("classes.txt").write_text("\n".join(NAMES))
     argv = ["unlearn", "--weights", "net", "--data", "folder:three", "--classes", "classes.txt", "--forget", "all"]
     assert main([*argv, "--method", "neggrad", "--quiet", "--out", "run"]) in (0, 3)
-    ours = jaxunlearn.run(network(), "all", data="folder:three", class_names=NAMES, method="neggrad").results
-    ours, theirs = json.loads(json.dumps(ours)), report.read_run("run").results
+    capsys.readouterr()
+    record = jaxunlearn.run(network(), "all", data="folder:three", class_names=NAMES, method="neggrad")
+    ours, theirs = json.loads(json.dumps(record.results)), report.read_run("run").results
     assert comparable(ours, without=["origin"]) == comparable(theirs, without=["origin"])
     assert [item["label"] for item in ours["instances"]] == [label(3), label(4), label(5)]
     assert ours["extras"]["reading"] == theirs["extras"]["reading"]
+    record.save("ours")  # knows how its data are opened again
+    assert main(["evaluate", "--run", "ours", "--split", "train", "--json", "--quiet"]) == 0
+    assert list(json.loads(capsys.readouterr().out)["by_class"]) == list(NAMES)
     for source in ("folder:three", data.open_source("folder:three", reading=data.Reading(preprocess=_fit(8)))):
         with pytest.raises(ValueError, match=r"folder:three has 3 classes"):
             jaxunlearn.run(network(), "all", data=source, method="neggrad")
