@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import _tree, artefacts, loop, losses, models, proxies
+from jaxunlearn import _tree, artefacts, inference, loop, losses, models, proxies
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem, Recipe
 from jaxunlearn.methods import _mnemonic as engine, mnemonic, mnemonic_free
 from jaxunlearn.testing import tiny_problem
@@ -277,3 +277,15 @@ def test_the_best_of_several_strengths_is_kept():
     assert best.lambda1 == expected.lambda1
     np.testing.assert_array_equal(best.scores, expected.scores)
     chex.assert_trees_all_equal(best.model.params, expected.model.params)
+
+
+def test_an_edit_whose_answers_are_not_finite_is_not_the_best(monkeypatch):
+    """Where logits are NaN nothing is forgotten, although argmax then names class 0."""
+    monkeypatch.setattr(engine, "RATIO", 1e36)
+    problem = tiny_problem()
+    x = np.concatenate([np.asarray(problem.forget.x), np.asarray(problem.public)])
+    answers = np.argmax(problem.model(x), axis=1)
+    forget, rest = (engine.Examples(x[of], answers[of]) for of in (answers != 0, answers == 0))
+    state = engine.edit(problem.model, forget, rest, {"lambda1": 1e-9, "lambda2": 1e38}, label="", tries=2)
+    assert state.lambda1 == 1e-9
+    assert np.isfinite(inference.logits(state.model, x)).all()

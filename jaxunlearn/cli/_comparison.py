@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import multiprocessing
 import os
 import sys
@@ -206,10 +207,11 @@ def _problem(args: argparse.Namespace, spec: MethodSpec, config: Any, seed: int)
     return request, problem
 
 
-def _agreement(model: Model, problem: Problem) -> dict[str, float]:
-    """Return how far a model agrees with the original on cut-and-paste images that no method sees."""
+def _agreement(model: Model, problem: Problem) -> dict[str, float | None]:
+    """Return how far a model agrees with the original on cut-and-paste images that no method sees; JSON has no NaN."""
     made = proxies.cutmix(jax.random.key(999), problem.forget.x, HELD_OUT)
-    return dict(audits.agreement(model, problem.model, made))
+    found = audits.agreement(model, problem.model, made)
+    return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:

@@ -87,8 +87,10 @@ def edit(
         for sign in (1, -1):
             moved = {path: _moved(leaves[path], sign * deltas[path]) for path in deltas}
             edited = model.replace(params=curvature.put(model.params, moved))
-            right = [np.mean(inference.logits(edited, x, label=label).argmax(axis=1) == y) for x, y in (forget, rest)]
-            scores.append((1 - right[0]) + right[1])
+            answers = [inference.logits(edited, x, label=label) for x, _ in (forget, rest)]
+            right = [np.mean(of.argmax(axis=1) == y) for of, (_, y) in zip(answers, (forget, rest), strict=True)]
+            usable = all(np.isfinite(of).all() for of in answers)  # else no answer would count as forgotten
+            scores.append((1 - right[0]) + right[1] if usable else 0.0)
             if sign == 1 or scores[1] >= scores[0]:  # a tie goes to minus
                 chosen = edited
         if best is None or max(scores) > best.scores.max():
