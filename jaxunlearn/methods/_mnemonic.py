@@ -159,4 +159,5 @@ def _gradients(
 
 
 def _moved(leaf: Array, delta: np.ndarray) -> Array:
-    return jnp.asarray((np.asarray(leaf, np.float64) + delta).astype(leaf.dtype))
+    with np.errstate(over="ignore"):  # such an edit is not taken, see `edit`
+        return jnp.asarray((np.asarray(leaf, np.float64) + delta).astype(leaf.dtype))
