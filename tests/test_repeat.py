@@ -192,13 +192,13 @@ class Read:
 @settings(max_examples=25, deadline=None)
 def test_ahead_is_map(items, cores):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ahead.os, "cpu_count", lambda: cores)
+        patch.setattr(_ahead, "count_cores", lambda: cores)
         assert list(ahead(lambda item: item + 1, items)) == [item + 1 for item in items]
 
 
 @cpu_only
 def test_ahead_keeps_the_order_where_a_later_item_is_done_first(monkeypatch):
-    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_ahead, "count_cores", lambda: 2)
     later = threading.Event()
 
     def work(item):
@@ -214,7 +214,7 @@ def test_ahead_keeps_the_order_where_a_later_item_is_done_first(monkeypatch):
 @cpu_only
 @pytest.mark.parametrize("cores", [1, 3])
 def test_ahead_reads_little_ahead(monkeypatch, cores):
-    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(_ahead, "count_cores", lambda: cores)
     items = Read(50)
     lead = [items.read - done for done, _ in enumerate(ahead(abs, items), 1)]
     assert len(lead) == 50
@@ -232,7 +232,7 @@ def test_ahead_elsewhere_than_on_cpu_is_a_plain_map(monkeypatch):
 
 @cpu_only
 def test_ahead_raises_at_the_place_of_the_item(monkeypatch):
-    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(_ahead, "count_cores", lambda: 2)
     items = Read(100)
     results = ahead(lambda item: 1 // (item - 7), items)
     assert [next(results) for _ in range(7)] == [-1] * 7
@@ -245,7 +245,7 @@ def test_ahead_raises_at_the_place_of_the_item(monkeypatch):
 @cpu_only
 @pytest.mark.parametrize("interrupted", [False, True])
 def test_ahead_ended_early_waits_for_what_is_being_done_and_drops_the_rest(monkeypatch, interrupted):
-    monkeypatch.setattr(_ahead.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(_ahead, "count_cores", lambda: 1)
     items, done, began, hold = Read(), [], threading.Event(), threading.Event()
 
     def work(item):
