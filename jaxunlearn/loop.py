@@ -203,7 +203,7 @@ def solve(unlearner: Unlearner, key: Array, problem: Problem, hparams: Mapping[s
 def unlearn(
     problem: Problem,
     *,
-    method: str | MethodSpec = "adv-imp",
+    method: str | MethodSpec = methods.DEFAULT,
     config: Any = None,
     key: Array,
     loop: Loop = "auto",
@@ -214,7 +214,7 @@ def unlearn(
 
     Args:
       problem: model, forget set and goal.
-      method: name in the registry, or a MethodSpec.
+      method: name in the registry, or a MethodSpec; by default the same as on the command line.
       config: the method's Config; its defaults if None.
       key: typed key (`jax.random.key`); same key, same result.
       loop: "host" steps from Python, "device" runs segments on the accelerator, "auto" is host on CPU.

@@ -27,7 +27,6 @@ from jaxunlearn.cli import (
     _run,
 )
 from jaxunlearn.job import resume
-from jaxunlearn.job.call import METHOD
 from jaxunlearn.job.previous import first_network
 from jaxunlearn.report.tables import REASONS
 
@@ -46,7 +45,7 @@ example:
 def main(argv: Sequence[str]) -> int:
     """Parse the flags, the method's included, and run the request."""
     first = _flags.Parser(add_help=False)
-    first.add_argument("--method", default=METHOD)
+    first.add_argument("--method", default=methods.DEFAULT)
     name = first.parse_known_args(argv)[0].method
 
     with _errors.user_input():
@@ -135,7 +134,12 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         help="go on from the network of an earlier run; what it forgot is to stay forgotten, and is measured again",
     )
     group.add_argument("--seed", type=_flags.seed, default=0, metavar="N", help="of everything random; default: 0")
-    group.add_argument("--method", default=METHOD, metavar="NAME", help=f"see `jaxunlearn methods`; default: {METHOD}")
+    group.add_argument(
+        "--method",
+        default=methods.DEFAULT,
+        metavar="NAME",
+        help=f"see `jaxunlearn methods`; default: {methods.DEFAULT}",
+    )
     group.add_argument(
         "--preset",
         choices=("default", "published"),

@@ -30,8 +30,6 @@ from jaxunlearn.job.request import Request
 from jaxunlearn.job.work import Measured, perform
 from jaxunlearn.report import RunRecord
 
-#: What is used where none is named.
-METHOD = "minimal-edit"
 #: What methods need or use that is no artefact.
 _APART = ("retain", "public", "held", "taps", "init")
 
@@ -48,7 +46,7 @@ def run(
     artefacts: Mapping[str, Any] | None = None,
     goal: Goal = "misclassify",
     target: Any = None,
-    method: str | MethodSpec = METHOD,
+    method: str | MethodSpec = methods.DEFAULT,
     config: Any = None,
     seed: int = 0,
     depth: bool = False,

@@ -17,6 +17,8 @@ from importlib.metadata import entry_points
 from jaxunlearn._types import MethodSpec
 
 ENTRY_POINT_GROUP = "jaxunlearn.methods"
+#: What is taken where no method is named, in Python as on the command line.
+DEFAULT = "minimal-edit"
 
 
 @cache
