@@ -131,7 +131,7 @@ def test_a_run_as_weights_brings_its_class_names(run, home, monkeypatch, capsys)
     monkeypatch.setattr(_estimate, "estimate", lambda *args, **kwargs: [("time", "some")])
     argv = ["unlearn", "--weights", "run", "--data", "folder:three_classes", "--forget", "5.png", "--dry-run"]
     assert main(argv) == 0
-    assert "classes 10, in the order of the run" in " ".join(capsys.readouterr().out.split())
+    assert "classes 10, in the order of run" in " ".join(capsys.readouterr().out.split())
     assert main(["evaluate", "--weights", "run", "--data", "folder:three_classes", "--split", "train", "--json"]) == 0
     assert list(json.loads(capsys.readouterr().out)["by_class"]) == list(NAMES)
     shutil.copytree(run, home / "bare")
@@ -234,6 +234,14 @@ def test_training_on_a_folder_takes_its_classes_from_it(home, monkeypatch, capsy
     assert main([*argv, "--out", "trained"]) == 0
     assert "3, their names sorted: d3, d4, d5" in " ".join(capsys.readouterr().out.split())
     assert main(["evaluate", "--weights", "trained", "--data", "folder:three_classes", "--split", "train"]) == 0
+    shutil.copytree("three_classes", "two_classes", ignore=shutil.ignore_patterns("d3"))
+    capsys.readouterr()
+    argv = ["evaluate", "--weights", "trained", "--data", "folder:two_classes", "--split", "train", "--json"]
+    assert main(argv) == 0  # where their number alone would not tell which outputs they are
+    assert list(json.loads(capsys.readouterr().out)["by_class"]) == ["d3", "d4", "d5"]
+    (Path("trained") / "training.json").write_text("[]")
+    assert main(argv) == 2
+    assert "has 2 classes (d4, d5), the network 3: give --classes FILE" in capsys.readouterr().err
 
 
 # --- real images -------------------------------------------------------------

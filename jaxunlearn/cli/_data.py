@@ -17,6 +17,7 @@ from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors, _model
 from jaxunlearn.data import PictureError, Reading, Source
 from jaxunlearn.job import opening
+from jaxunlearn.report.folder import TRAINING
 
 MISSING = f"--data is missing: {data_sources.KINDS}"
 #: Flags without which a run's data cannot be opened again; a run keeps them as ``extras["reading"]``.
@@ -185,23 +186,24 @@ def _classes(args: argparse.Namespace, count: int | None) -> tuple[tuple[str, ..
             raise ValueError(f"{origin} has {len(names)} names, the network {count} outputs: it must name each")
         return names, origin
     weights = getattr(args, "weights", None)
-    kept = getattr(args, "kept_classes", None) or _from_run(weights)
+    kept = getattr(args, "kept_classes", None) or _from_folder(weights)
     if kept:
-        return tuple(map(str, kept)), "the run"
+        return tuple(map(str, kept)), "the run" if weights is None else str(weights)
     found = _from_hugging_face(weights)
     if found is not None and (count is None or len(found) == count):
         return found, f"{args.weights}/config.json"
     return None, "--classes"
 
 
-def _from_run(weights: str | None) -> Any:
-    """Return the class names that the run kept whose folder is given as weights, or None."""
+def _from_folder(weights: str | None) -> Any:
+    """Return the class names that a run or a training kept whose folder is given as weights, or None."""
     path = None if weights is None else Path(weights).expanduser()
-    if path is None or not report.is_run(path):
-        return None
     try:
+        if path is None or not report.is_run(path):
+            made = {} if path is None else json.loads((path / TRAINING).read_text(encoding="utf-8"))
+            return made["reading"].get("classes")
         return _kept_of(report.read_run(path)).get("classes")
-    except ValueError:  # its checkpoint may be whole
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # its checkpoint may be whole
         return None
 
 

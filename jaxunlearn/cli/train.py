@@ -31,6 +31,7 @@ from jaxunlearn._types import Artefact, Model
 from jaxunlearn.audits.accuracy import accuracy
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress, _resume
 from jaxunlearn.data import Source
+from jaxunlearn.job import opening
 from jaxunlearn.report.folder import CHECKPOINT, TRAINING, put_in_place
 from jaxunlearn.report.record import versions
 
@@ -169,6 +170,7 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
         "command": command,
         "arch": done.model.spec.recipe.arch if done.model.spec.recipe else "",
         "data": source.name,
+        "reading": opening.facts_of(source),
         "settings": settings,
         "accuracy": measured,
         "history": {name: [round(float(value), 6) for value in values] for name, values in epochs.items()},
