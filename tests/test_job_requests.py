@@ -14,7 +14,7 @@ import jaxunlearn
 from jaxunlearn import _journal, checkpoint, data, models, report
 from jaxunlearn._types import Preprocess
 from jaxunlearn.cli.main import main
-from jaxunlearn.job import work
+from jaxunlearn.job import resume, work
 from tests.digits_net import ARCH, network, tensors
 from tests.picture_files import NAMES, label, write_folder
 from tests.test_job import CONFIG, IDS, comparable
@@ -138,7 +138,9 @@ def test_interrupted_it_keeps_its_state_and_touches_nothing_else(tmp_path, monke
     assert list((tmp_path / "s").glob("*.npz"))
     assert call(config=dict(learning_rate=1e-9, max_passes=3)).result.steps == 3
     assert not (tmp_path / "s").exists()
-    (tmp_path / "s").mkdir()
+    with resume.held(tmp_path / "s"), pytest.raises(BlockingIOError, match="another process keeps its state there"):
+        call()
+    assert [path.name for path in tmp_path.rglob("*")] in (["s", "lock"], ["s"])
     (tmp_path / "s" / "mine.npz").write_text("mine")
     with pytest.raises(FileExistsError, match=r"s holds something else, mine\.npz: choose another state_dir"):
         call()

@@ -48,7 +48,7 @@ ROOMS = {  # third-party libraries and the only rooms that may import them
     "markdown_it": {"report"},
     "rich": {"cli"},
     "platformdirs": {"cli"},
-    "filelock": {"cli"},
+    "filelock": {"job"},
     "array_record": {"data"},
     "pyarrow": {"data"},
 }

@@ -65,31 +65,32 @@ def only_run(out: str | os.PathLike[str]) -> Iterator[None]:
     Raises:
       UserError: another process is writing to it.
     """
-    import filelock
-
     folder = folder_of(out)
-    with _errors.user_input():
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / "lock")
+    missing = [path for path in folder.parents if not path.exists()]
+    with contextlib.ExitStack() as stack, _errors.user_input():
         try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
+            stack.enter_context(resume.held(folder))
+        except BlockingIOError:
             raise ValueError(
                 f"another process is writing to {out}: wait for it, or choose another output folder"
             ) from None
+        holding = stack.pop_all()
     had, keep = kept(out), False
     try:
         yield
-    except _errors.UserError:  # a command that does not fit what is kept must not cost it
-        keep = had and kept(out)
+    except _errors.UserError as error:  # a command that does not fit what is kept must not cost it, nor a full disk
+        keep = (had or isinstance(error.__cause__, OSError)) and kept(out)
         raise
     except BaseException:  # Ctrl-C, out of memory: there is something to go on from
         keep = kept(out)
         raise
     finally:
-        lock.release()
+        holding.close()
         if not (keep or (folder / "interrupted").exists()):
             shutil.rmtree(folder, ignore_errors=True)
+            for path in missing:  # those in which nothing was made after all
+                with contextlib.suppress(OSError):
+                    path.rmdir()
 
 
 @contextlib.contextmanager
@@ -120,9 +121,14 @@ def journal(out: str | os.PathLike[str], asked: Mapping[str, Any], *, go_on: boo
             path.unlink()
     with _errors.user_input():
         (folder / "interrupted").unlink(missing_ok=True)
-        opened = resume.opened(folder, asked)
+        opened = resume.opened(folder, asked, _no_state)
     with opened:
         yield told
+
+
+def _no_state(error: OSError) -> None:
+    reason = error.strerror or error
+    _errors.say(f"no more state is kept, the run goes on: {reason}; if it is killed, --resume finds an older state")
 
 
 def leave(out: str | os.PathLike[str]) -> None:

@@ -101,6 +101,7 @@ def run(
       ValueError, TypeError: anything that does not fit, by name, before any work.
       FileNotFoundError: ``previous`` is not a run.
       FileExistsError: ``state_dir`` holds something else.
+      BlockingIOError: another process has ``state_dir``.
       InfeasibleError: no change of the weights can meet what is asked for.
     """
     spec = methods.get(method) if isinstance(method, str) else method

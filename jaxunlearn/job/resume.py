@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxunlearn import _journal, _tree, report
 from jaxunlearn._types import Artefact, Batch, MethodSpec, Model, Problem
 from jaxunlearn.job.request import Request
 
-ASKED = "asked.json"
+ASKED, LOCK = "asked.json", "lock"
 
 
 def asked(request: Request, problem: Problem, spec: MethodSpec, config: Any, **more: Any) -> dict[str, Any]:
@@ -41,6 +42,30 @@ def asked(request: Request, problem: Problem, spec: MethodSpec, config: Any, **m
     return dict(json.loads(json.dumps(found)))
 
 
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Make a folder, and hold it for this process alone.
+
+    Raises:
+      BlockingIOError: another process, or another call of this one, has it.
+      ModuleNotFoundError: filelock is not installed.
+    """
+    try:
+        import filelock
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("keeping state needs filelock: pip install 'jaxunlearn[cli]'") from None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process keeps its state there", str(folder)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def states(folder: Path) -> list[Path]:
     """Return the files in which state is kept."""
     return sorted(folder.glob("*.npz"))
@@ -63,10 +88,12 @@ def difference(folder: Path, now: Mapping[str, Any]) -> tuple[str, str, str] | N
     return different[0], old, new
 
 
-def opened(folder: Path, now: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+def opened(
+    folder: Path, now: Mapping[str, Any], failed: Callable[[OSError], None] | None = None
+) -> contextlib.AbstractContextManager[None]:
     """Note what a run is of, and return the block in which work keeps its state in a folder, or goes on from it."""
     (folder / ASKED).write_text(json.dumps(now, indent=1), encoding="utf-8")
-    return _journal.Journal(folder, _journal.INTERVAL).open()
+    return _journal.Journal(folder, _journal.INTERVAL, failed=failed).open()
 
 
 @contextlib.contextmanager
@@ -74,11 +101,12 @@ def kept_in(folder: str | os.PathLike[str] | None, now: Mapping[str, Any]) -> It
     """Have the work inside the block go on from a folder of its own, which is made, and `clear`ed where it stays empty.
 
     Args:
-      folder: None is no folder; one process at a time.
+      folder: None is no folder.
       now: of `asked`.
 
     Raises:
       FileExistsError: something else is in it.
+      BlockingIOError, ModuleNotFoundError: as `held`.
       ValueError: what was kept is of another request, or was made by another version.
     """
     if folder is None:
@@ -86,28 +114,29 @@ def kept_in(folder: str | os.PathLike[str] | None, now: Mapping[str, Any]) -> It
         return
     path = Path(os.path.abspath(folder))
     path.mkdir(parents=True, exist_ok=True)
-    names = sorted(file.name for file in path.iterdir())
+    names = sorted(file.name for file in path.iterdir() if file.name != LOCK)
     odd = [name for name in names if name != ASKED and not (ASKED in names and name.endswith((".npz", ".part")))]
     if odd:
         raise FileExistsError(f"{path} holds something else, {odd[0]}: choose another state_dir")
-    if states(path) and (found := difference(path, now)) is not None:
-        name, old, new = found
-        raise ValueError(
-            f"what was kept in {path} is of another request, its {name} was {old}, now {new}: call it as before, or "
-            "choose another state_dir"
-        )
-    try:
-        with opened(path, now):
-            yield
-    finally:
-        if not states(path):
-            clear(path)
+    with held(path):
+        try:
+            if states(path) and (found := difference(path, now)) is not None:
+                name, old, new = found
+                raise ValueError(
+                    f"what was kept in {path} is of another request, its {name} was {old}, now {new}: call it as "
+                    "before, or choose another state_dir"
+                )
+            with opened(path, now):
+                yield
+        finally:
+            if not states(path):
+                clear(path)
 
 
 def clear(folder: str | os.PathLike[str]) -> None:
     """Remove a folder of `kept_in`; what else is in it stays."""
     path = Path(os.path.abspath(folder))
-    for file in [*states(path), *path.glob("*.part"), path / ASKED]:
+    for file in [*states(path), *path.glob("*.part"), path / ASKED, path / LOCK]:
         file.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         path.rmdir()
