@@ -13,6 +13,7 @@ import contextlib
 import contextvars
 import dataclasses
 import json
+import math
 import os
 import tempfile
 import time
@@ -43,11 +44,14 @@ class Journal:
       folder: must exist; one process at a time.
       interval: seconds between two times of writing, at least.
       taken_up: how many pieces of work went on from what was kept.
+      failed: told of it, once, when a state cannot be written, such as on a full disk; the work goes on, and so does
+        what was kept before. None: that is an OSError, and ends the work.
     """
 
     folder: Path
     interval: float = INTERVAL
     taken_up: int = 0
+    failed: Callable[[OSError], None] | None = None
     attached: tuple[Callable[[], Any], Callable[[Any], None]] | None = None
     _top: _Level = dataclasses.field(default_factory=lambda: _Level(""))
     _last: float = dataclasses.field(default_factory=time.monotonic)
@@ -75,14 +79,28 @@ class Journal:
         names = [list(item) if isinstance(item, Mapping) else None for item in items]
         meta = {"done": done, "leaves": facts, "items": names, "more": more}
         arrays[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        handle, aside = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-        os.replace(aside, self.folder / f"{name}.npz")
+        try:
+            self._put_in_place(name, arrays)
+        except OSError as error:
+            if self.failed is None:
+                raise
+            self.failed(error)
+            self.interval = math.inf
+            return
         for inner in self.folder.glob(f"{name}@*.npz"):  # steps of it that are done by now
             if int(inner.name[len(name) + 1 :].partition(".")[0]) < done:
                 inner.unlink()
         self._last = time.monotonic()
+
+    def _put_in_place(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        handle, aside = tempfile.mkstemp(dir=self.folder, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                np.savez(file, **arrays)  # type: ignore[arg-type]
+            os.replace(aside, self.folder / f"{name}.npz")
+        except BaseException:
+            Path(aside).unlink(missing_ok=True)
+            raise
 
     def _read(self, name: str) -> tuple[dict[str, Any], list[Any]] | None:
         """Return what was kept of a piece of work, None where that is nothing or a damaged file."""

@@ -273,7 +273,7 @@ def test_interrupted_before_the_first_step_writes_nothing(weights, tmp_path, mon
     monkeypatch.setattr(inference, "logits", interrupted)
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--forget", IDS]
     assert main([*argv, "--out", str(tmp_path / "a")]) == 130
-    assert capsys.readouterr().err == "jaxunlearn: interrupted; nothing was written\n"
+    assert capsys.readouterr().err == "jaxunlearn: interrupted; nothing was written, the same command begins anew\n"
     assert list(tmp_path.iterdir()) == []
 
 

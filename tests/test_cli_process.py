@@ -84,7 +84,7 @@ def test_ctrl_c_before_that_writes_nothing(argv, tmp_path):
     command = [*TALKATIVE, *argv, "--out", str(tmp_path / "out")]
     status, said = interrupt_when(command, "measuring before")
     assert status == 130, said
-    assert said.splitlines()[-1] == "jaxunlearn: interrupted; nothing was written"
+    assert said.splitlines()[-1] == "jaxunlearn: interrupted; nothing was written, the same command begins anew"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import multiprocessing
@@ -19,12 +20,16 @@ import jax
 
 from jaxunlearn import _tree, artefacts, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
-from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _progress, _proxies, _run
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _progress, _proxies, _run
 
 #: Cut-and-paste images of the forget set that no method sees, for the agreement with the original network.
 HELD_OUT = 500
 #: What a strength is multiplied by, in the order of trials.
 FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625, 16.0)
+#: Exit status of a process that was told to stop.
+STOPPED = 130
+#: Letters of a run's file name that its method and settings may take.
+_LONGEST = 120
 
 
 class Entry(NamedTuple):
@@ -42,6 +47,9 @@ class Entry(NamedTuple):
         settings = [(field, value) for field, _, value in (pair.partition("=") for pair in pairs)]
         if any("=" not in pair for pair in pairs):
             raise ValueError(f"--methods {text}: write settings as NAME:FIELD=VALUE, such as minimal-edit:depth=crops")
+        twice = [field for field, _ in settings if [given for given, _ in settings].count(field) > 1]
+        if twice:
+            raise ValueError(f"--methods {text}: {twice[0]} is there twice")
         preset = dict(settings).get("preset", "default")
         if preset not in ("default", "published"):
             raise ValueError(f"--methods {text}: preset must be default or published; got {preset!r}")
@@ -70,8 +78,11 @@ class Entry(NamedTuple):
                 argv.append(f"--{'no-' * (value == 'false')}{name.replace('_', '-')}")
             else:
                 argv.append(f"{_flags.flag(name)}={value}")
-        args = parser.parse_args(argv)
-        config = _flags.config_of(self.spec, argparse.Namespace(**vars(args), preset=self.preset))
+        try:
+            args = parser.parse_args(argv)
+            config = _flags.config_of(self.spec, argparse.Namespace(**vars(args), preset=self.preset))
+        except _errors.UserError as error:
+            raise ValueError(f"--methods {self.label}: {error}") from error
         if factor == 1.0:
             return config
         value = factor * getattr(config, self.spec.strength)
@@ -81,6 +92,8 @@ class Entry(NamedTuple):
     def name(self, seed: int, factor: float, *, trial: bool = False) -> str:
         """Return the name of the file that keeps a run or a trial."""
         plain = "".join(c if c.isalnum() or c in "-_.=" else "," for c in self.label)
+        if len(plain.encode()) > _LONGEST:  # a file name has at most 255 bytes
+            plain = f"{self.method},{hashlib.sha256(self.label.encode()).hexdigest()[:16]}"
         return f"{plain}-seed{seed}" + f"-x{factor:g}" * (factor != 1) + "-trial" * trial + ".json"
 
 
@@ -92,17 +105,19 @@ def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> d
       KeyboardInterrupt: it was interrupted.
     """
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, args, path, *more))
-    process.start()
+    with _process.apart():
+        process.start()
     try:
         process.join()
     except KeyboardInterrupt:
-        process.join()  # the terminal told it, too
+        process.terminate()
+        process.join()
         raise
-    if process.exitcode == _errors.INTERRUPTED:
+    if process.exitcode == STOPPED:
         raise KeyboardInterrupt
     told = path.with_suffix(".error")
     if told.exists():
-        text = told.read_text(encoding="utf-8")
+        text = told.read_text(encoding="utf-8", errors="surrogateescape")
         told.unlink()
         raise _errors.UserError(text)
     if process.exitcode or not path.exists():
@@ -216,16 +231,19 @@ def _agreement(model: Model, problem: Problem) -> dict[str, float | None]:
 
 def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        with _device.chosen(args), _progress.shown(quiet=args.quiet):
-            write(path, work(args, *more))
-    except (_errors.UserError, OSError) as error:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = _errors.describe(error) if isinstance(error, OSError) else str(error)
-        path.with_suffix(".error").write_text(text, encoding="utf-8")
-        sys.exit(_errors.WRONG_INPUT)
-    except KeyboardInterrupt:
-        sys.exit(_errors.INTERRUPTED)
+    with _process.prepared():
+        try:
+            with _device.chosen(args), _progress.shown(quiet=args.quiet):
+                write(path, work(args, *more))
+        except KeyboardInterrupt:
+            sys.exit(STOPPED)
+        except Exception as error:
+            line = _errors.told(error)
+            if line is None:
+                raise
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".error").write_text(line, encoding="utf-8", errors="surrogateescape")
+            sys.exit(_errors.WRONG_INPUT)
 
 
 def _end_with_parent() -> None:

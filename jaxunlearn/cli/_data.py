@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +53,7 @@ def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = F
             source = _joined(args, spec, _reading(args, model.spec.recipe, model))
     for name, text in source.notes:
         if tell and name == "skipped":
-            print(f"jaxunlearn: {source.name}: skipped {text}", file=sys.stderr)
+            _errors.say(f"{source.name}: skipped {text}")
     _model.check_fit(model, source)
     return source, model
 

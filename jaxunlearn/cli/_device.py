@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -32,12 +33,20 @@ def chosen(args: argparse.Namespace) -> Iterator[str]:
     try:
         found = jax.local_devices() if device == "auto" else jax.local_devices(backend=device)
     except RuntimeError as error:
-        extra = "cuda" if device == "gpu" else device
-        raise _errors.UserError(
-            f"--device {device}: jax finds none here, only {jax.default_backend()}; "
-            f"is there one, and is 'jaxunlearn[{extra}]' installed?"
-        ) from error
+        raise _errors.UserError(_none(device, error)) from error
     kept = _cache.compiled(kept=args.compile_cache)
     with kept, jax.default_device(found[0]), jax.default_matmul_precision(precision):
         kind = found[0].device_kind
         yield found[0].platform if kind == found[0].platform else f"{found[0].platform} ({kind})"
+
+
+def _none(device: str, error: RuntimeError) -> str:
+    """Return what to say where there is no such device."""
+    try:
+        found = jax.default_backend()
+    except RuntimeError:  # there is none at all, as JAX_PLATFORMS has it
+        return f"jax cannot use any device (JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}): {error}"
+    extra = "cuda" if device == "gpu" else device
+    return (
+        f"--device {device}: jax finds none here, only {found}; is there one, and is 'jaxunlearn[{extra}]' installed?"
+    )

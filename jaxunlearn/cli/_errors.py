@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import re
+import sys
+import unicodedata
 from collections.abc import Iterator
 
-OK, WRONG_INPUT, NOT_FORGOTTEN, INTERRUPTED = 0, 2, 3, 130
+OK, WRONG_INPUT, NOT_FORGOTTEN = 0, 2, 3
+#: Characters of a line; a list of ids that is given as one argument may have a hundred thousand.
+LONG = 2000
 
 
 class UserError(Exception):
@@ -25,6 +30,18 @@ def user_input() -> Iterator[None]:
         raise UserError(str(error) or type(error).__name__) from error
 
 
+def told(error: Exception) -> str | None:
+    """Return the line to show for an error, or None for one of ours, which is to keep its traceback."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError):
+        return describe(error)
+    # jax's class for it is a RuntimeError; jax itself may not be imported here.
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "RESOURCE_EXHAUSTED" in str(error)):
+        return f"out of memory (a smaller batch may fit, see --help): {error}".removesuffix(": ")
+    return None
+
+
 def describe(error: OSError) -> str:
     """Return the reason and the file of an operating system error in a few words.
 
@@ -36,13 +53,34 @@ def describe(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
+def say(text: str) -> None:
+    """Print a line of ours on standard error."""
+    print(f"jaxunlearn: {one_line(text)}", file=sys.stderr, flush=True)
+
+
 def one_line(text: str) -> str:
-    """Return a text on one line.
+    """Return a text on one line, in which nothing is hidden and nothing can steer a terminal.
 
     >>> one_line("a\\n  b ")
     'a b'
     """
-    return " ".join(text.split())
+    text = visible(re.sub(r"\s*[\n\r\v\f\x85\u2028\u2029]\s*", " ", text).strip())
+    return text if len(text) <= LONG else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
+
+
+def visible(text: str) -> str:
+    """Return a text with all that does not show written out: controls, what turns text round, bytes of no encoding.
+
+    >>> print(visible("\\x1b[31mred \\u202e \\udcff"))
+    \\x1b[31mred \\u202e \\xff
+    """
+    return "".join(c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    if 0xDC80 <= ord(char) <= 0xDCFF:  # stands for a byte of a file name that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -5,24 +5,41 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import math
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxunlearn.cli import _errors
 
 DEVICES = ("auto", "cpu", "gpu", "tpu")
 PRECISIONS = ("highest", "high", "default")
+#: From here on a number is infinite as a float32.
+FLOAT32 = 3.4e38
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are ours: one line, no usage block."""
+    """An argument parser whose errors are ours: one line, no usage block; and for which an empty value is none."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(allow_abbrev=False, formatter_class=_Formatter, **kwargs)
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse; raise a `UserError` for an empty value where the default is not one."""
+        found, left = super().parse_known_args(*args, **kwargs)
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if value == "" != action.default or (isinstance(value, list) and "" in value):
+                name = action.option_strings[0] if action.option_strings else str(action.metavar)
+                raise _errors.UserError(f"{name} is empty: give it a value (is a variable of the shell not set?)")
+        return found, left
+
     def error(self, message: str) -> Any:
         """Raise a `UserError` with the message."""
+        message = re.sub(r"^argument (\S+): must be", r"\1 must be", message)
+        needs = r"\1 needs a value (\1=VALUE if it begins with a dash)"
+        message = re.sub(r"^argument (\S+): expected one argument", needs, message)
         raise _errors.UserError(message)
 
 
@@ -46,7 +63,7 @@ def add_model_flags(parser: argparse.ArgumentParser, archs: Sequence[str]) -> No
         "a run or Transformers, which knows its network",
     )
     group.add_argument(
-        "--num-classes", type=_positive, metavar="N", help="outputs of the network; default: as its weights say"
+        "--num-classes", type=whole(1), metavar="N", help="outputs of the network; default: as its weights say"
     )
     group.add_argument(
         "--input-shape",
@@ -121,8 +138,13 @@ def add_method_flags(parser: argparse.ArgumentParser, spec: Any) -> None:
             how |= {"action": argparse.BooleanOptionalAction}
         elif choices is not None:
             how |= {"choices": choices, "type": type(choices[0])}
+        elif kind in (int, float):
+            bounds = field.metadata["low"], field.metadata["high"]
+            how |= (
+                {"type": whole(*bounds), "metavar": "N"} if kind is int else {"type": number(*bounds), "metavar": "X"}
+            )
         else:
-            how |= {"type": kind, "metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
+            how |= {"type": kind, "metavar": "TEXT"}
         group.add_argument(flag(field.name), **how)
 
 
@@ -206,27 +228,63 @@ def _plain(value: Any) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else f"{value}"
 
 
-def seed(text: str) -> int:
-    """Return a seed: what `jax.random.key` takes on every platform."""
-    if not re.fullmatch(r"\d{1,10}", text) or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to {2**32 - 1}; got {text!r}")
-    return int(text)
+def whole(low: float | None = None, high: float | None = None) -> Callable[[str], int]:
+    """Return what reads a whole number in a range; as most, and where none is given, what an int32 holds.
+
+    >>> whole(1)("3")
+    3
+    """
+
+    def read(text: str) -> int:
+        value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,12}", text) else None
+        if value is None or (low is not None and value < low) or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be a whole number{_bounds(low, high)}; got {text!r}")
+        if high is None and abs(value) >= 2**31:
+            raise argparse.ArgumentTypeError(f"must be a whole number of at most {2**31 - 1}; got {text!r}")
+        return value
+
+    return read
 
 
-def _positive(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
-    return int(text)
+def number(low: float | None = None, high: float | None = None) -> Callable[[str], float]:
+    """Return what reads a number in a range that is finite as a float32, too.
+
+    >>> number(0)("0.5")
+    0.5
+    """
+
+    def read(text: str) -> float:
+        try:
+            value = float(text) if text.isascii() and "_" not in text else math.nan
+        except ValueError:
+            value = math.nan
+        if not abs(value) < FLOAT32 or (low is not None and value < low) or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be a finite number{_bounds(low, high)}; got {text!r}")
+        return value
+
+    return read
+
+
+def _bounds(low: float | None, high: float | None) -> str:
+    if low is not None and high is not None:
+        return f" from {low:.10g} to {high:.10g}"
+    return f" of at least {low:g}" if low is not None else f" of at most {high:g}" if high is not None else ""
+
+
+#: Reads a place to write to: a shell leaves the ~ of --out=~/run as it is, and a folder of that name is not meant.
+path = os.path.expanduser
+#: Reads a seed: what `jax.random.key` takes on every platform.
+seed = whole(0, 2**32 - 1)
 
 
 def _shape(text: str) -> tuple[int, ...]:
-    if not re.fullmatch(r"\d{1,5},\d{1,5},\d{1,3}", text) or "0" in text.split(","):
+    if not re.fullmatch(r"[1-9][0-9]{0,3},[1-9][0-9]{0,3},[1-9][0-9]{0,2}", text):
         raise argparse.ArgumentTypeError(f"must be height,width,channels such as 32,32,3; got {text!r}")
     return tuple(int(part) for part in text.split(","))
 
 
 def _numbers(text: str) -> tuple[float, ...]:
     try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be numbers separated by commas; got {text!r}") from None
+        return tuple(map(number(), text.split(",")))
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be finite numbers separated by commas; got {text!r}") from None

@@ -7,7 +7,6 @@ import csv
 import importlib.util
 import io
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -82,7 +81,7 @@ class _Log:
             if not (resume and (folder / FILE).exists()):
                 self._write()
         if importlib.util.find_spec("tensorboardX") is None:
-            print(f"jaxunlearn: {folder} gets {FILE} only; {NO_BOARD}", file=sys.stderr)
+            _errors.say(f"{folder} gets {FILE} only; {NO_BOARD}")
 
     def __call__(self, event: Event, points: Sequence[tuple[int, float]]) -> None:
         self._attempt(lambda: self._take(event, dict(points)))
@@ -146,7 +145,7 @@ class _Log:
         except OSError as error:
             self._failed = True
             reason = error.strerror or error
-            print(f"jaxunlearn: the curves end here, the run goes on: {self._folder}: {reason}", file=sys.stderr)
+            _errors.say(f"the curves end here, the run goes on: {self._folder}: {reason}")
 
 
 def _steps(item: Mapping[str, Any]) -> Iterator[dict[str, float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import jax
@@ -30,7 +29,7 @@ def inversion(model: Model, n: int) -> Artefact:
     try:
         artefacts.save(path, artefact)
     except OSError as error:
-        print(f"jaxunlearn: the images could not be kept in {path}: {_errors.describe(error)}", file=sys.stderr)
+        _errors.say(f"the images could not be kept in {path}: {_errors.describe(error)}")
     return artefact
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,13 @@ from jaxunlearn.cli import _errors
 from jaxunlearn.job import work
 from jaxunlearn.job.request import Request
 from jaxunlearn.job.work import Measured, timed
+from jaxunlearn.report.schema import RESULTS
 
-__all__ = ["Measured", "Request", "check_out", "run", "timed", "try_to_write", "write"]
+__all__ = ["Measured", "Request", "check_apart", "check_out", "run", "timed", "try_to_write", "write"]
+
+#: What flags read, by their names in the namespace.
+DATA = ("data", "retain_data", "test_data", "public")
+READ = ("weights", "previous", "run", "like", "artefact", "anchors", "classes", *DATA)
 
 
 def run(*args: Any, **more: Any) -> report.RunRecord:
@@ -24,10 +31,37 @@ def run(*args: Any, **more: Any) -> report.RunRecord:
         raise _errors.UserError(str(error)) from error
 
 
-def check_out(out: str | os.PathLike[str], *, overwrite: bool) -> None:
+def check_out(out: str | os.PathLike[str], *, overwrite: bool, marker: str = RESULTS) -> None:
     """Raise a `UserError` unless a run can be written to a folder; found before any work, by trying."""
     with _errors.user_input():
-        try_to_write(report.check_out(out, overwrite=overwrite).parent)
+        try_to_write(report.check_out(out, overwrite=overwrite, marker=marker).parent)
+
+
+def check_apart(args: argparse.Namespace) -> None:
+    """Raise a `UserError` where what is to be written would replace what is read, or come among pictures."""
+    for flag in ("--out", "--log-dir"):
+        given = getattr(args, flag[2:].replace("-", "_"), None)
+        if given is None:
+            continue
+        place = Path(os.path.realpath(os.path.expanduser(given)))
+        for reader, text, kind, path in _read(args):
+            if flag == "--out" and (place == path or place in path.parents):
+                raise _errors.UserError(f"--out {given} is, or holds, what {reader} {text} reads: choose another place")
+            if kind == "folder" and path in place.parents:
+                among = f"{flag} {given} lies among the pictures of {reader} {text}"
+                raise _errors.UserError(f"{among}: choose another place")
+
+
+def _read(args: argparse.Namespace) -> Iterator[tuple[str, str, str, Path]]:
+    """Give what a command reads: the flag, its value, the kind of data, the path with links followed."""
+    for name, value in vars(args).items():
+        if name not in READ or value is None:
+            continue
+        for text in value if isinstance(value, list) else [value]:
+            kind, colon, rest = text.partition(":")
+            path = rest if name in DATA and colon else text
+            flag = "--from" if name == "previous" else f"--{name.replace('_', '-')}"
+            yield flag, text, kind if name in DATA else "", Path(os.path.realpath(os.path.expanduser(path)))
 
 
 def try_to_write(folder: Path) -> None:

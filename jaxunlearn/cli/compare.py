@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import methods, models
-from jaxunlearn.cli import _comparison, _data, _errors, _flags, _output
+from jaxunlearn import _validate, methods, models
+from jaxunlearn.cli import _comparison, _data, _errors, _flags, _output, _process, _resume, _run
 from jaxunlearn.cli._comparison import FACTORS, Entry
 
 BEFORE, RUNS = "before.json", "runs"
@@ -33,10 +33,13 @@ def main(argv: Sequence[str]) -> int:
     """Parse the flags, do the runs that are missing, tell what all of them gave."""
     args = _parser().parse_args(argv)
     _check(args)
-    out = Path(args.out)
-    command = shlex.join(("jaxunlearn", "compare", *argv))
+    with _resume.only_run(args.out):
+        return _compare(args, Path(args.out), shlex.join(("jaxunlearn", "compare", *argv)))
+
+
+def _compare(args: argparse.Namespace, out: Path, command: str) -> int:
     with _errors.user_input():
-        entries = [Entry.parse(text) for text in args.methods.split(",")] if args.methods else _every()
+        entries = _entries(args.methods)
         facts = _facts(args, out)
     entries, left_out = _sorted_out(entries, facts, args)
     if not entries:
@@ -54,10 +57,10 @@ def main(argv: Sequence[str]) -> int:
                 groups[entry.label] = [runs.get(entry, seed, factor) for seed in range(args.seeds)]
             except _errors.UserError as error:
                 left_out[entry.label] = str(error)
-                print(f"jaxunlearn: {entry.label}: {_errors.one_line(str(error))}", file=sys.stderr)
+                _errors.say(f"{entry.label}: {error}")
     except KeyboardInterrupt:
-        print(f"jaxunlearn: interrupted; what is done is kept in {out}, the same command goes on", file=sys.stderr)
-        return _errors.INTERRUPTED
+        _errors.say(f"interrupted; what is done is kept in {out}, the same command goes on")
+        return _process.interrupted()
     return _tell(out, about, facts, groups, chosen, left_out, command)
 
 
@@ -82,10 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         help="names, each with settings if you like (adv-imp:preset=published, minimal-edit:depth=crops); default: all "
         "that need no more than is given",
     )
-    group.add_argument("--seeds", type=int, default=1, metavar="N", help="runs of each, seeds 0 to N-1; default: 1")
+    group.add_argument(
+        "--seeds", type=_flags.whole(1), default=1, metavar="N", help="runs of each, seeds 0 to N-1; default: 1"
+    )
     group.add_argument(
         "--trials",
-        type=int,
+        type=_flags.whole(1, len(FACTORS)),
         default=1,
         metavar="N",
         help="values of each method's strength that are tried on seed 0 (its default times "
@@ -93,14 +98,22 @@ def _parser() -> argparse.ArgumentParser:
         "network before on unseen cut-and-paste images of the forget set is kept; default: 1",
     )
     group.add_argument("--public", metavar="SOURCE", help="as for `jaxunlearn unlearn`, for methods that use it")
-    group.add_argument("--inversion", type=int, metavar="N", help="as for `jaxunlearn unlearn`")
+    group.add_argument("--inversion", type=_flags.whole(0), metavar="N", help="as for `jaxunlearn unlearn`")
     group.add_argument("--artefact", action="append", default=[], metavar="FILE", help="as for `jaxunlearn unlearn`")
     group = parser.add_argument_group("result")
     group.add_argument(
-        "--out", metavar="DIR", required=True, help="folder for compare.md, compare.json, compare.png, runs/"
+        "--out",
+        type=_flags.path,
+        metavar="DIR",
+        required=True,
+        help="folder for compare.md, compare.json, compare.png, runs/",
     )
     group.add_argument(
-        "--retain-limit", type=int, default=5000, metavar="N", help="retained images measured; 0: all; default: 5000"
+        "--retain-limit",
+        type=_flags.whole(0),
+        default=5000,
+        metavar="N",
+        help="retained images measured; 0: all; default: 5000",
     )
     group.add_argument("--no-depth", dest="depth", action="store_false", help="do not measure how deep it goes")
     _flags.add_run_flags(parser)
@@ -108,22 +121,22 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, low in (("seeds", 1), ("trials", 1), ("retain_limit", 0), ("inversion", 0)):
-        value = getattr(args, name)
-        if value is not None and value < low:
-            raise _errors.UserError(f"{_flags.flag(name)} must be at least {low}; got {value}")
-    if args.trials > len(FACTORS):
-        raise _errors.UserError(f"--trials must be at most {len(FACTORS)}; got {args.trials}")
     if args.data is None:
         raise _errors.UserError(_data.MISSING)
     if args.weights is None:
         raise _errors.UserError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
     if args.target is not None and args.goal != "relabel":
         raise _errors.UserError("--target is for --goal relabel")
+    _run.check_apart(args)
 
 
-def _every() -> list[Entry]:
-    return [Entry.parse(name) for name, spec in methods.all_specs().items() if "retain" not in spec.needs]
+def _entries(given: str | None) -> list[Entry]:
+    """Return the methods asked for, by default all that need no more than the model and the forget set."""
+    if given is None:
+        return [Entry.parse(name) for name, spec in methods.all_specs().items() if "retain" not in spec.needs]
+    texts = given.split(",")
+    _validate.unique("--methods", texts)
+    return [Entry.parse(text) for text in texts]
 
 
 def _facts(args: argparse.Namespace, out: Path) -> dict[str, Any]:
@@ -134,6 +147,7 @@ def _facts(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     if not kept.exists():
         if out.exists() and any(out.iterdir()):
             raise FileExistsError(17, "exists and holds no comparison: choose another folder", str(out))
+        _run.try_to_write(out)
         return _comparison.in_process(_comparison.before, args, kept)
     try:
         facts = json.loads(kept.read_text(encoding="utf-8"))
@@ -257,7 +271,7 @@ def _tell(
         comparison.draw(out / "compare.png", figure)
         pictures["compare.png"] = "Accuracy against depth, one dot a method; further right is deeper, higher is better"
     page = comparison.page(title, about, rows, chosen, left_out, pictures, command)
-    (out / "compare.md").write_text(page, encoding="utf-8")
+    (out / "compare.md").write_text(page, encoding="utf-8", errors="backslashreplace")
     summary = {"command": command, "before": dict(facts), "left_out": dict(left_out), "chosen": dict(chosen)}
     _comparison.write(out / "compare.json", summary | {"runs": {name: list(group) for name, group in groups.items()}})
     print()

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
         f"digits with {', '.join(METHODS)}, and write one run folder for each. Needs no download; under two minutes "
         "on two cores. The trained network is kept in the user's cache folder.",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="folder for the run folders")
+    parser.add_argument("--out", type=_flags.path, metavar="DIR", required=True, help="folder for the run folders")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier runs of the demo there")
     _flags.add_run_flags(parser)
     args = parser.parse_args(argv)
@@ -90,7 +89,7 @@ def _network(source: Source, *, quiet: bool) -> Model:
         folder.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.save(folder, model)
     except OSError as error:
-        print(f"jaxunlearn: the network could not be kept in {folder}: {_errors.describe(error)}", file=sys.stderr)
+        _errors.say(f"the network could not be kept in {folder}: {_errors.describe(error)}")
     return model
 
 
@@ -123,6 +122,6 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
         print(f"  {folder / WEB}")
     left = [record.method for record in records if not record.forgotten.all()]
     if left:
-        print(f"jaxunlearn: not every digit is forgotten by {', '.join(left)}", file=sys.stderr)
+        _errors.say(f"not every digit is forgotten by {', '.join(left)}")
         return _errors.NOT_FORGOTTEN
     return _errors.OK

@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from jaxunlearn import __version__
-from jaxunlearn.cli import _errors
+from jaxunlearn.cli import _errors, _process
 from jaxunlearn.cli._flags import Parser
 
 #: Command -> what it does; the module of that name has ``main(argv) -> int``.
@@ -33,30 +32,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0: done, the goal is met for every instance. 2: wrong input. 3: some
     instance is not forgotten (the result is kept), or a certificate does not
-    hold. 130: interrupted.
+    hold. 130: interrupted; 143: by SIGTERM.
 
     Args:
       argv: the arguments, default those of the process.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    try:
-        return _dispatch(arguments)
-    except _errors.UserError as error:
-        return _fail(str(error))
-    except BrokenPipeError:  # the reader of our output has gone, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _errors.OK
-    except OSError as error:
-        return _fail(_errors.describe(error))
-    except KeyboardInterrupt:
-        print("jaxunlearn: interrupted; nothing was written", file=sys.stderr)
-        return _errors.INTERRUPTED
-    except RuntimeError as error:  # jax's class for it is one; jax itself may not be imported here
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        return _fail(f"out of memory (a smaller batch may fit, see --help): {error}")
-    except SystemExit as leaving:  # argparse, after --help and --version
-        return leaving.code if isinstance(leaving.code, int) else _errors.OK
+    with _process.prepared():
+        try:
+            status = _dispatch(arguments)
+            sys.stdout.flush()  # a full disk is found here, not when Python ends
+            return status
+        except KeyboardInterrupt:
+            _errors.say("interrupted; nothing was written, the same command begins anew")
+            return _process.interrupted()
+        except Exception as error:
+            line = _errors.told(error)
+            if line is None:
+                raise
+            _errors.say(f"error: {line}")
+            return _errors.WRONG_INPUT
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -66,13 +61,23 @@ def _dispatch(arguments: list[str]) -> int:
             sys.path.append("")
         with _errors.user_input():  # an extra that is not installed
             command = importlib.import_module(f"jaxunlearn.cli.{name}")
-        status: int = command.main(arguments[1:])
-        return status
+        return _run(command.main, arguments[1:])
     if not name.startswith("-"):
         close = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS)}"
         raise _errors.UserError(f"unknown command {name!r}; {hint}")
-    parser().parse_args(arguments or ["--help"])
+    return _run(_without_command, arguments or ["--help"])
+
+
+def _run(work: Callable[[list[str]], int], arguments: list[str]) -> int:
+    try:
+        return work(arguments)
+    except SystemExit as leaving:  # argparse, after --help and --version
+        return leaving.code if isinstance(leaving.code, int) else _errors.OK
+
+
+def _without_command(arguments: list[str]) -> int:
+    parser().parse_args(arguments)
     raise _errors.UserError(f"name a command: {', '.join(COMMANDS)}")
 
 
@@ -88,11 +93,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"jaxunlearn {__version__}")
     return top
-
-
-def _fail(message: str) -> int:
-    print(f"jaxunlearn: error: {_errors.one_line(message)}", file=sys.stderr)
-    return _errors.WRONG_INPUT
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxunlearn import artefacts, curvature, models
-from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress, _run
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,5 +61,6 @@ def _out(args: argparse.Namespace) -> Path:
             raise IsADirectoryError(errno.EISDIR, "is a folder: name a file", str(out))
         if out.exists() and not args.overwrite:
             raise FileExistsError(errno.EEXIST, "exists: name another file, or ask to --overwrite it", str(out))
-        out.parent.mkdir(parents=True, exist_ok=True)
+        _run.try_to_write(out.parent)
+    _run.check_apart(args)
     return out

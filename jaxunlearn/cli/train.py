@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ import numpy as np
 
 from jaxunlearn import (
     _tree,
-    _validate,
     artefacts,
     checkpoint,
     curvature,
@@ -29,7 +27,7 @@ from jaxunlearn import (
 )
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.audits.accuracy import accuracy
-from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _progress, _resume
+from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _process, _progress, _resume, _run
 from jaxunlearn.data import Source
 from jaxunlearn.job import opening
 from jaxunlearn.report.folder import CHECKPOINT, TRAINING, put_in_place
@@ -61,8 +59,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if not _resume.kept(args.out):
             raise
-        print("jaxunlearn: interrupted; the same command with --resume goes on from here", file=sys.stderr)
-        return _errors.INTERRUPTED
+        _errors.say("interrupted; the same command with --resume goes on from here")
+        return _process.interrupted()
 
 
 def _is_done(out: Path, command: str) -> bool:
@@ -85,13 +83,17 @@ def _parser() -> argparse.ArgumentParser:
     _flags.add_model_flags(parser, models.names())
     _flags.add_data_flags(parser)
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=int, default=20, metavar="N", help="passes over the data; default: 20")
-    group.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: 128")
-    group.add_argument("--learning-rate", type=float, default=0.05, metavar="X", help="of the start; default: 0.05")
-    group.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="default: cosine, to 0")
-    group.add_argument("--momentum", type=float, default=0.9, metavar="X", help="default: 0.9")
     group.add_argument(
-        "--weight-decay", type=float, default=5e-4, metavar="X", help="of all parameters; default: 0.0005"
+        "--epochs", type=_flags.whole(1), default=20, metavar="N", help="passes over the data; default: 20"
+    )
+    group.add_argument("--batch-size", type=_flags.whole(1), default=128, metavar="N", help="default: 128")
+    group.add_argument(
+        "--learning-rate", type=_flags.number(0), default=0.05, metavar="X", help="of the start; default: 0.05"
+    )
+    group.add_argument("--schedule", choices=("cosine", "constant"), default="cosine", help="default: cosine, to 0")
+    group.add_argument("--momentum", type=_flags.number(0, 1), default=0.9, metavar="X", help="default: 0.9")
+    group.add_argument(
+        "--weight-decay", type=_flags.number(0), default=5e-4, metavar="X", help="of all parameters; default: 0.0005"
     )
     group.add_argument(
         "--augment", action="store_true", help="shift images by up to an eighth and mirror half of them; not for digits"
@@ -100,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     group = parser.add_argument_group("for methods with training-time support")
     group.add_argument(
         "--codes",
-        type=float,
+        type=_flags.number(0, 1),
         metavar="P",
         help="for mnemonic: show a random image that stands for the class in the place of this share of images "
         "(paper: 0.1 to 0.3), keep codes.safetensors",
@@ -111,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         help="for pgu: sum the second moments of every layer's inputs after training, keep moments.safetensors",
     )
     group = parser.add_argument_group("result")
-    group.add_argument("--out", metavar="DIR", help="folder to make: checkpoint, training.json, *.safetensors")
+    group.add_argument(
+        "--out", type=_flags.path, metavar="DIR", help="folder to make: checkpoint, training.json, *.safetensors"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace an earlier training in that folder")
     group.add_argument(
         "--resume",
@@ -130,12 +134,8 @@ def _check(args: argparse.Namespace) -> None:
                 raise ValueError(f"--{name} is missing: {what}")
         if args.arch is None and args.weights is None:
             raise ValueError(f"--arch is missing: the network to train, such as {models.names()[0]}")
-        for name in ("epochs", "batch_size"):
-            _validate.positive_int(_flags.flag(name), getattr(args, name))
-        for name, high in (("learning_rate", None), ("momentum", 1.0), ("weight_decay", None), ("codes", 1.0)):
-            if getattr(args, name) is not None:
-                _validate.in_range(_flags.flag(name), getattr(args, name), 0.0, high)
-        report.check_out(args.out, overwrite=args.overwrite, marker=TRAINING)
+    _run.check_apart(args)
+    _run.check_out(args.out, overwrite=args.overwrite, marker=TRAINING)
 
 
 def _train(args: argparse.Namespace, command: str, device: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from jaxunlearn.cli import (
     _flags,
     _log,
     _output,
+    _process,
     _progress,
     _proxies,
     _request,
@@ -67,14 +67,11 @@ def main(argv: Sequence[str]) -> int:
         given = getattr(args, name[2:])
         if given and kind not in (*spec.needs, *spec.uses):
             raise _errors.UserError(f"method {spec.name!r} has no use for {name}; leave it out")
-    if args.inversion is not None and args.inversion < 0:
-        raise _errors.UserError(f"--inversion must be at least 0; got {args.inversion}")
     if args.public and args.inversion:
         raise _errors.UserError("give --public or --inversion, not both: images of yours take the place of made ones")
-    if args.eval_limit is not None and args.eval_limit < 1:
-        raise _errors.UserError(f"--eval-limit must be at least 1; got {args.eval_limit}")
     if args.json and args.dry_run:
         raise _errors.UserError("--json gives the result of a run, and --dry-run has none: leave one of them out")
+    _run.check_apart(args)
     command = shlex.join(("jaxunlearn", "unlearn", *argv))
 
     if args.dry_run:
@@ -100,8 +97,8 @@ def main(argv: Sequence[str]) -> int:
     except KeyboardInterrupt:
         if not _resume.kept(args.out):
             raise
-        print("jaxunlearn: interrupted; the same command with --resume goes on from here", file=sys.stderr)
-        return _errors.INTERRUPTED
+        _errors.say("interrupted; the same command with --resume goes on from here")
+        return _process.interrupted()
 
 
 def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
@@ -154,7 +151,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--inversion",
-        type=int,
+        type=_flags.whole(0),
         metavar="N",
         help="images made from the network's own statistics, once, then kept in the user's cache folder; default: 0",
     )
@@ -172,11 +169,13 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         ".npz or .safetensors with one array, (classes, any length)",
     )
     group = parser.add_argument_group("result")
-    group.add_argument("--out", metavar="DIR", help="folder to make: report.html, results.json, pictures, checkpoint")
+    group.add_argument(
+        "--out", type=_flags.path, metavar="DIR", help="folder to make: report.html, results.json, pictures, checkpoint"
+    )
     group.add_argument("--overwrite", action="store_true", help="replace an earlier run in that folder")
     group.add_argument(
         "--eval-limit",
-        type=int,
+        type=_flags.whole(1),
         metavar="N",
         help="measure the retain and the test set on N instances each, a fixed random choice; default: all",
     )
@@ -199,6 +198,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
     )
     group.add_argument(
         "--log-dir",
+        type=_flags.path,
         metavar="DIR",
         help="keep the curves of the steps there while the run goes on: steps.csv, and TensorBoard's files if "
         "tensorboardX is installed",
@@ -279,7 +279,7 @@ def _estimated(
 def _status(results: Mapping[str, Any]) -> int:
     """Return the exit status that says how a run ended."""
     if results["stop_reason"] == "interrupted":
-        return _errors.INTERRUPTED
+        return _process.interrupted()
     kept = all(item["forgotten"] for item in results.get("earlier", ()))
     return _errors.OK if results["goal_met"] and kept else _errors.NOT_FORGOTTEN
 
@@ -304,23 +304,20 @@ def _say(record: report.RunRecord, path: Path) -> None:
     k, done = len(record.ids), int(record.forgotten.sum())
     back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
     if record.result.stop_reason == "interrupted":
-        print(
-            f"jaxunlearn: interrupted after {record.result.steps} steps, {done} of {k} instances forgotten; "
-            f"the result so far is kept in {path}" + "; --resume goes on from here" * _resume.kept(path),
-            file=sys.stderr,
+        _errors.say(
+            f"interrupted after {record.result.steps} steps, {done} of {k} instances forgotten; "
+            f"the result so far is kept in {path}" + "; --resume goes on from here" * _resume.kept(path)
         )
     elif done < k:
         left = [name for name, met in zip(record.ids, record.forgotten, strict=True) if not met]
-        print(
-            f"jaxunlearn: {len(left)} of {k} instances are not forgotten ({_names(left)}): "
-            f"{REASONS[record.result.stop_reason]} after {record.result.steps} steps; the result is kept in {path}",
-            file=sys.stderr,
+        _errors.say(
+            f"{len(left)} of {k} instances are not forgotten ({_names(left)}): "
+            f"{REASONS[record.result.stop_reason]} after {record.result.steps} steps; the result is kept in {path}"
         )
     elif back:
-        print(
-            f"jaxunlearn: {len(back)} of {len(record.earlier)} instances of earlier runs are remembered again "
-            f"({_names(back)}); the result is kept in {path}",
-            file=sys.stderr,
+        _errors.say(
+            f"{len(back)} of {len(record.earlier)} instances of earlier runs are remembered again "
+            f"({_names(back)}); the result is kept in {path}"
         )
 
 

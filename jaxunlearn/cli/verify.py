@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,14 +34,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("certificate", metavar="CERTIFICATE", help="file that a run of the method prune left behind")
     _flags.add_model_flags(parser, models.names())
     parser.add_argument(
-        "--samples", type=int, default=200, metavar="N", help="points sampled in each region; default: 200"
+        "--samples", type=_flags.whole(1), default=200, metavar="N", help="points sampled in each region; default: 200"
     )
     parser.add_argument("--seed", type=_flags.seed, default=0, metavar="N", help="of the sampling; default: 0")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     _flags.add_run_flags(parser)
     args = parser.parse_args(argv)
-    if args.samples < 1:
-        raise _errors.UserError(f"--samples must be at least 1; got {args.samples}")
     with _device.chosen(args) as device, _progress.shown(quiet=args.quiet), _errors.user_input():
         certificate = patches.Certificate.from_artefact(artefacts.load(args.certificate, kind="certificate"))
         inside = _inside(args, certificate)
@@ -56,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
     if verdict.holds:
         return _errors.OK
     wrong = ", ".join(check.name for check in verdict.checks if not check.holds)
-    print(f"jaxunlearn: {args.certificate} does not hold: {wrong}", file=sys.stderr)
+    _errors.say(f"{args.certificate} does not hold: {wrong}")
     return _errors.NOT_FORGOTTEN
 
 

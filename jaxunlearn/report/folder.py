@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 REPORT, WEB = "report.md", "report.html"
 #: What a folder of a training has in the place of ``results.json``.
 TRAINING = "training.json"
+#: In bytes: a folder of 255 takes no name beside it that is longer, and one inside a path of 4096 takes nothing.
+_LONGEST_NAME, _LONGEST_PATH = 230, 3900
 
 
 class Run(NamedTuple):
@@ -58,9 +61,16 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marke
     Raises:
       FileExistsError: it exists and is not a run, or is one and ``overwrite`` is off.
       NotADirectoryError, PermissionError: its parent cannot hold it.
+      OSError: its name is so long that what is written beside it or into it could not be.
     """
     path = Path(os.path.abspath(out_dir))
+    if len(os.fsencode(path.name)) > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
+        raise OSError(
+            errno.ENAMETOOLONG, f"is too long: {_LONGEST_NAME} bytes a name, {_LONGEST_PATH} in all", str(path)
+        )
     if os.path.lexists(path) and not _is_empty_dir(path):
+        if path.is_symlink() and not is_run(path, marker):
+            raise FileExistsError(f"{path} is a symbolic link to {os.readlink(path)}: name the folder itself")
         if not is_run(path, marker):
             raise FileExistsError(f"{path} exists and is not a jaxunlearn run: choose another output folder")
         if not overwrite:
@@ -173,8 +183,9 @@ def _fill(folder: Path, record: RunRecord) -> None:
     for artefact in record.result.extras.get("artefacts", ()):
         artefacts.save(folder / f"{artefact.kind}.safetensors", artefact)
     pictures = draw(folder, record)
-    (folder / REPORT).write_text(markdown(record, pictures), encoding="utf-8")
-    (folder / WEB).write_text(html(record, pictures, folder), encoding="utf-8")
+    # A path in the command may hold bytes that are no UTF-8.
+    (folder / REPORT).write_text(markdown(record, pictures), encoding="utf-8", errors="backslashreplace")
+    (folder / WEB).write_text(html(record, pictures, folder), encoding="utf-8", errors="backslashreplace")
 
 
 def _is_empty_dir(path: Path) -> bool:
