@@ -21,7 +21,7 @@ TALKATIVE = [
     sys.executable,
     "-c",
     "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); signal.alarm(300); "
-    "from jaxunlearn.cli import _progress, main; _progress.EVERY = 0; sys.exit(main.main(sys.argv[1:]))",
+    "from jaxunlearn.cli import _progress, main; _progress.EVERY = 0; sys.exit(main.main())",
 ]
 
 
@@ -53,16 +53,16 @@ def test_what_stands_before_a_command_does_not_import_jax(arguments):
     assert done.stderr.splitlines()[-1] == "[]"
 
 
-def interrupt_when(command: list[str], ready: str) -> tuple[int, str]:
-    """Send SIGINT once a line of standard error holds a text; return the exit status and standard error."""
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+def interrupt_when(command: list[str], ready: str, number: int = signal.SIGINT, **more: str) -> tuple[int, str]:
+    """Send a signal once a line of standard error holds a text; return the exit status and standard error."""
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True, "env": environment(**more)}
     with subprocess.Popen(command, **pipes) as child:
         said = ""
         for line in child.stderr:
             said += line
             if ready in line:
                 break
-        child.send_signal(signal.SIGINT)
+        child.send_signal(number)
         said += child.stderr.read()
     return child.returncode, said
 

@@ -246,7 +246,7 @@ def test_inversion_is_another_set_of_images_for_another_network(cache):
         (["--public", "npz:size.npz", "--inversion", "4"], "give --public or --inversion, not both"),
         (["--public", "npz:size.npz", "--method", "neggrad"], "method 'neggrad' has no use for --public; leave it out"),
         (["--inversion", "4", "--method", "adv"], "method 'adv' has no use for --inversion; leave it out"),
-        (["--inversion", "-1"], "--inversion must be at least 0; got -1"),
+        (["--inversion", "-1"], "--inversion must be a whole number of at least 0; got '-1'"),
     ],
 )
 def test_mistakes_about_stand_ins_are_one_line(more, message, weights, tmp_path, monkeypatch, capsys):

@@ -154,10 +154,10 @@ def test_what_is_told(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--epochs", "0"], "--epochs must be at least 1; got 0"),
-        (["--batch-size", "x"], "argument --batch-size: invalid int value: 'x'"),
-        (["--codes", "1.5"], "--codes must be in [0, 1]; got 1.5"),
-        (["--learning-rate", "-1"], "--learning-rate must be at least 0; got -1.0"),
+        (["--epochs", "0"], "--epochs must be a whole number of at least 1; got '0'"),
+        (["--batch-size", "x"], "--batch-size must be a whole number of at least 1; got 'x'"),
+        (["--codes", "1.5"], "--codes must be a finite number from 0 to 1; got '1.5'"),
+        (["--learning-rate", "-1"], "--learning-rate must be a finite number of at least 0; got '-1'"),
         (["--data", "digit"], "unknown data source 'digit'"),
         (["--arch", "digits_cn"], "unknown network 'digits_cn'; did you mean digits_cnn"),
         (["--arch", "cifar_resnet8"], "mean must have one value for each of the 1 channels"),

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from jaxunlearn.cli import _errors
 
 #: Bytes of compiled programs that are kept; the least recently used go first.
 MOST = 2**30
 #: Compilations shorter than so many seconds are not worth a file.
 WORTH = 0.05
+#: What JAX says of a kept program that it cannot read or write.
+DAMAGED = "persistent compilation cache"
 
 
 def folder() -> Path:
@@ -36,16 +43,43 @@ def compiled(*, kept: bool = True) -> Iterator[None]:
         "jax_persistent_cache_min_compile_time_secs": WORTH,
     }
     before = {name: getattr(jax.config, name) for name in settings}
-    if not kept or before["jax_compilation_cache_dir"] is not None or not _writable(path):
+    if before["jax_compilation_cache_dir"] is not None:
+        with _told_of_damage(str(before["jax_compilation_cache_dir"])):
+            yield
+        return
+    if not kept or not _writable(path):
         yield
         return
     try:
         for name, value in settings.items():
             jax.config.update(name, value)
-        yield
+        with _told_of_damage(str(path), ours=True):
+            yield
     finally:
         for name, value in before.items():
             jax.config.update(name, value)
+
+
+@contextlib.contextmanager
+def _told_of_damage(path: str, *, ours: bool = False) -> Iterator[None]:
+    """Tell in one line of kept programs that cannot be read, where JAX tells of each in two; drop them if ours."""
+    show, damaged = warnings.showwarning, []
+
+    def shown(message: Warning | str, *where: Any, **more: Any) -> None:
+        if DAMAGED in str(message):
+            damaged.append(message)
+        else:
+            show(message, *where, **more)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
+        if damaged:
+            if ours:  # JAX leaves them there, and would find them again
+                shutil.rmtree(path, ignore_errors=True)
+            _errors.say(f"compiled anew: programs kept in {path} cannot be used" + "; they were dropped" * ours)
 
 
 def _writable(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -104,9 +106,12 @@ def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> d
       UserError: the work ended with one, or its process died.
       KeyboardInterrupt: it was interrupted.
     """
-    process = multiprocessing.get_context("spawn").Process(target=_child, args=(work, args, path, *more))
+    context = multiprocessing.get_context("spawn")
+    heard, told = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(told, work, args, path, *more))
     with _process.apart():
         process.start()
+    told.close()
     try:
         process.join()
     except KeyboardInterrupt:
@@ -115,11 +120,8 @@ def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> d
         raise
     if process.exitcode == STOPPED:
         raise KeyboardInterrupt
-    told = path.with_suffix(".error")
-    if told.exists():
-        text = told.read_text(encoding="utf-8", errors="surrogateescape")
-        told.unlink()
-        raise _errors.UserError(text)
+    with contextlib.suppress(EOFError):  # it told of nothing
+        raise _errors.UserError(heard.recv())
     if process.exitcode or not path.exists():
         code = process.exitcode or 0
         how = f"was killed by signal {-code} (9: often out of memory)" if code < 0 else f"ended with status {code}"
@@ -229,20 +231,20 @@ def _agreement(model: Model, problem: Problem) -> dict[str, float | None]:
     return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
-def _child(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
+def _child(told: Connection, work: Any, args: argparse.Namespace, path: Path, *more: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with _process.prepared():
         try:
+            _process.hear()
             with _device.chosen(args), _progress.shown(quiet=args.quiet):
                 write(path, work(args, *more))
         except KeyboardInterrupt:
-            sys.exit(STOPPED)
+            os._exit(STOPPED)  # as in `jaxunlearn.cli.main`
         except Exception as error:
             line = _errors.told(error)
             if line is None:
                 raise
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.with_suffix(".error").write_text(line, encoding="utf-8", errors="surrogateescape")
+            told.send(_errors.one_line(line))  # short enough for the pipe: nobody reads until this process has ended
             sys.exit(_errors.WRONG_INPUT)
 
 

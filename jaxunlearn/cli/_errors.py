@@ -74,7 +74,7 @@ def visible(text: str) -> str:
     >>> print(visible("\\x1b[31mred \\u202e \\udcff"))
     \\x1b[31mred \\u202e \\xff
     """
-    return "".join(c if c.isprintable() or c == "\n" or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
 
 
 def _escape(char: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jaxunlearn.cli import _errors
+
 if TYPE_CHECKING:
     from jaxunlearn.report import RunRecord
 
@@ -39,7 +41,7 @@ def table(rows: Sequence[Sequence[str]], *, left: Sequence[int] = (0,), whole: S
     for number, name in enumerate(rows[0]):
         grid.add_column(name, justify="left" if number in left else "right", overflow="fold", no_wrap=number in whole)
     for row in rows[1:]:
-        grid.add_row(*(Text(cell) for cell in row))
+        grid.add_row(*(Text(_errors.visible(cell)) for cell in row))
     Console(width=width(), highlight=False, markup=False).print(grid)
 
 
@@ -82,6 +84,11 @@ def outcome(path: Path, results: Mapping[str, Any], status: int) -> None:
     print(json.dumps(found, allow_nan=False))
 
 
+def line(text: str) -> None:
+    """Print a line; what a path in it has of controls is written out."""
+    print(_errors.visible(text))
+
+
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
     """Print names and values, one a line, values aligned and wrapped."""
     name_width = max(len(name) for name, _ in pairs) + 2
@@ -89,7 +96,11 @@ def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
         first = f"{indent}{name:<{name_width}}"
         print(
             textwrap.fill(
-                value, width(), initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False
+                _errors.visible(value),
+                width(),
+                initial_indent=first,
+                subsequent_indent=" " * len(first),
+                break_on_hyphens=False,
             )
             or first
         )

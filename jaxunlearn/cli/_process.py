@@ -11,8 +11,11 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-#: What ends a process that nobody at a terminal ends: to be as orderly as Ctrl-C.
-SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: Ctrl-C, and what ends a process that nobody at a terminal ends: to be as orderly.
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+#: Functions out of which no exception comes: Python calls them between any two lines, and prints what they raise.
+_DEAF = ("_xla_gc_callback", "__del__")
+_AGAIN = 0.02
 _heard: int = signal.SIGINT
 
 
@@ -35,7 +38,7 @@ def prepared() -> Iterator[None]:
     handlers = {}
     if threading.current_thread() is threading.main_thread():
         for number in SIGNALS:
-            if signal.getsignal(number) == signal.SIG_DFL:  # nohup has it ignored
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):  # nohup has it ignored
                 handlers[number] = signal.signal(number, _stop)
     try:
         yield
@@ -55,20 +58,32 @@ def interrupted() -> int:
 
 @contextlib.contextmanager
 def apart() -> Iterator[None]:
-    """Have processes that are started inside the block not hear Ctrl-C: it is for the one that started them to tell."""
+    """Start a process inside the block, in one piece; it hears of Ctrl-C nothing, and of the rest once it can `hear`.
+
+    Ctrl-C is for the process that started it to tell.
+    """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def hear() -> None:
+    """Hear of what ends a process that was started `apart`; inside `prepared`."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, set(SIGNALS) - {signal.SIGINT})
+
+
 def _stop(number: int, frame: Any) -> None:
     global _heard
     _heard = number
+    if frame is not None and frame.f_code.co_name in _DEAF:
+        threading.Timer(_AGAIN, os.kill, (os.getpid(), number)).start()
+        return
     raise KeyboardInterrupt
 
 

@@ -280,6 +280,7 @@ def _tell(
         [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows], left=(0, len(rows[0]) - 1)
     )
     for name, why in left_out.items():
-        print(f"not in the table: {name}: {why}")
-    print(f"\n{out}: open compare.md; compare.json, compare.png and one file a run lie beside it.")
+        _output.line(f"not in the table: {name}: {why}")
+    print()
+    _output.line(f"{out}: open compare.md; compare.json, compare.png and one file a run lie beside it.")
     return _errors.OK if groups else _errors.WRONG_INPUT

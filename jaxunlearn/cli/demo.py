@@ -119,7 +119,7 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
     print()
     print("open:")
     for folder in sorted(folders, key=lambda folder: folder.name != BEST):
-        print(f"  {folder / WEB}")
+        _output.line(f"  {folder / WEB}")
     left = [record.method for record in records if not record.forgotten.all()]
     if left:
         _errors.say(f"not every digit is forgotten by {', '.join(left)}")

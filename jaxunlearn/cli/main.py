@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
+import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -35,9 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     hold. 130: interrupted; 143: by SIGTERM.
 
     Args:
-      argv: the arguments, default those of the process.
+      argv: the arguments, default those of the process, which this then ends when it is interrupted.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    status = _guarded(list(sys.argv[1:] if argv is None else argv))
+    if argv is None and status == _process.interrupted():
+        # All is in order by now; but Python's own end crashes where XLA still computes in a thread that Ctrl-C left.
+        os._exit(status)
+    return status
+
+
+def _guarded(arguments: list[str]) -> int:
     with _process.prepared():
         try:
             status = _dispatch(arguments)
@@ -61,6 +70,8 @@ def _dispatch(arguments: list[str]) -> int:
             sys.path.append("")
         with _errors.user_input():  # an extra that is not installed
             command = importlib.import_module(f"jaxunlearn.cli.{name}")
+        # Of a home that cannot be written matplotlib tells at length, and goes on.
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         return _run(command.main, arguments[1:])
     if not name.startswith("-"):
         close = difflib.get_close_matches(name, COMMANDS, n=1)

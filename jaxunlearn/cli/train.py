@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     command = shlex.join(("jaxunlearn", "train", *argv))
     if args.resume and args.out is not None and _is_done(Path(args.out), command):
-        print(f"{args.out}: this training is finished; nothing is left to do.")
+        _output.line(f"{args.out}: this training is finished; nothing is left to do.")
         return _errors.OK
     _check(args)
     try:
@@ -287,4 +287,4 @@ def _tell(
     shares = [(name, f"{100 * share:.2f} % right") for name, share in measured.items()]
     _output.facts([("trained", last), *shares])
     beside = "".join(f", {artefact.kind}.safetensors" for artefact in made)
-    print(f"{path}: checkpoint, {TRAINING}{beside}; use it as --weights {args.out}")
+    _output.line(f"{path}: checkpoint, {TRAINING}{beside}; use it as --weights {args.out}")

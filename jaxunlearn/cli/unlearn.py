@@ -84,7 +84,7 @@ def main(argv: Sequence[str]) -> int:
         if args.json:
             _output.outcome(done.path, done.results, status)
         else:
-            print(f"{done.path}: this run is finished; nothing is left to do.")
+            _output.line(f"{done.path}: this run is finished; nothing is left to do.")
         return status
     args.overwrite = args.overwrite or (args.resume and _resume.replaces(args.out))
     _run.check_out(args.out, overwrite=args.overwrite)
@@ -296,7 +296,7 @@ def _show(record: report.RunRecord, path: Path) -> None:
     if record.earlier:
         kept = sum(item["forgotten"] for item in record.earlier)
         print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
-    print(f"{path}: open report.html; results.json, pictures and the checkpoint lie beside it.")
+    _output.line(f"{path}: open report.html; results.json, pictures and the checkpoint lie beside it.")
 
 
 def _say(record: report.RunRecord, path: Path) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -62,8 +63,12 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marke
       FileExistsError: it exists and is not a run, or is one and ``overwrite`` is off.
       NotADirectoryError, PermissionError: its parent cannot hold it.
       OSError: its name is so long that what is written beside it or into it could not be.
+      ValueError: its name holds bytes that are no text, which the writer of checkpoints does not take.
     """
     path = Path(os.path.abspath(out_dir))
+    if any("\udc80" <= char <= "\udcff" for char in str(path)):
+        where = f"this locale ({sys.getfilesystemencoding()}): choose another output folder, or set LC_ALL=C.UTF-8"
+        raise ValueError(f"{path} has a name that is no text in {where}")
     if len(os.fsencode(path.name)) > _LONGEST_NAME or len(os.fsencode(path)) > _LONGEST_PATH:
         raise OSError(
             errno.ENAMETOOLONG, f"is too long: {_LONGEST_NAME} bytes a name, {_LONGEST_PATH} in all", str(path)
@@ -183,7 +188,7 @@ def _fill(folder: Path, record: RunRecord) -> None:
     for artefact in record.result.extras.get("artefacts", ()):
         artefacts.save(folder / f"{artefact.kind}.safetensors", artefact)
     pictures = draw(folder, record)
-    # A path in the command may hold bytes that are no UTF-8.
+    # A path in the command, to the weights, may hold bytes that are no text.
     (folder / REPORT).write_text(markdown(record, pictures), encoding="utf-8", errors="backslashreplace")
     (folder / WEB).write_text(html(record, pictures, folder), encoding="utf-8", errors="backslashreplace")
 
