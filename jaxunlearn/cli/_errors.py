@@ -53,6 +53,23 @@ def describe(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
 
 
+@contextlib.contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Name the place in an operating system error that names no file, as libraries leave it out for a full disk.
+
+    >>> with writing("w.npz"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    OSError: [Errno 28] No space left on device: 'w.npz'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.strerror is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(place)) from error
+
+
 def say(text: str) -> None:
     """Print a line of ours on standard error."""
     print(f"jaxunlearn: {one_line(text)}", file=sys.stderr, flush=True)

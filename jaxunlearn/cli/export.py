@@ -60,7 +60,8 @@ def main(argv: Sequence[str]) -> int:
         run = report.read_run(folder) if args.run is not None or report.is_run(folder) else None
         model = _load(folder, run)
         like, why = (args.like, "") if args.like is not None else _original(run, model)
-        done = convert.export(model, Path(args.out).expanduser(), like=like, overwrite=args.overwrite)
+        with _errors.writing(args.out):
+            done = convert.export(model, Path(args.out).expanduser(), like=like, overwrite=args.overwrite)
     if args.json:
         facts = done._asdict() | {"path": str(done.path), "like": None if like is None else str(like)}
         print(json.dumps(facts))

@@ -37,7 +37,8 @@ def main(argv: Sequence[str]) -> int:
         patterns = [pattern.strip() for pattern in args.layers.split(",") if pattern.strip()]
         artefact = curvature.moments_artefact(model, source.view(source.splits["train"]), layers=patterns)
         seconds = time.perf_counter() - began
-        artefacts.save(out, artefact)
+        with _errors.writing(out):
+            artefacts.save(out, artefact)
     layers = curvature.layers_of(artefact)
     widest = max(len(curvature.moment(artefact, path)) for path in layers)
     found = f"{len(layers)} layer{'s' * (len(layers) > 1)} of up to {widest:,} inputs"

@@ -270,7 +270,8 @@ def _write(args: argparse.Namespace, model: Model, made: Sequence[Artefact], fac
 
     with _errors.user_input():
         path = report.check_out(args.out, overwrite=args.overwrite, marker=TRAINING)
-        put_in_place(path, fill)
+        with _errors.writing(args.out):
+            put_in_place(path, fill)
     return path
 
 
