@@ -277,7 +277,9 @@ def _tell(
     print()
     # Ranges and intervals are in compare.md: a terminal has no room for them.
     _output.table(
-        [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows], left=(0, len(rows[0]) - 1)
+        [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows],
+        left=(0, len(rows[0]) - 1),
+        whole=(0,),
     )
     for name, why in left_out.items():
         _output.line(f"not in the table: {name}: {why}")
