@@ -24,6 +24,8 @@ PyTree: TypeAlias = Any
 Params: TypeAlias = Mapping[str, Any]
 Goal: TypeAlias = Literal["misclassify", "relabel"]
 GOALS: tuple[Goal, ...] = ("misclassify", "relabel")
+#: Pixels of a side that pictures are resized to at most: more would fill the memory with one picture.
+_SIDE = 2**13
 Info: TypeAlias = dict[str, Array]
 StopReason: TypeAlias = Literal["forgotten", "max_steps", "diverged", "completed", "interrupted"]
 
@@ -59,6 +61,12 @@ class Preprocess:
     resize: int | tuple[int, int]
     crop: tuple[int, int]
     resample: str = "bilinear"
+
+    def __post_init__(self) -> None:
+        """Raise a ValueError for sizes that no picture can be given, as a stranger's file may ask for."""
+        sides = (*self.crop, *(self.resize if isinstance(self.resize, tuple) else (self.resize,)))
+        if not all(1 <= side <= _SIDE for side in sides):
+            raise ValueError(f"pictures can be resized and cut to 1 to {_SIDE} pixels a side; got {self}")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Preprocess:
@@ -113,6 +121,12 @@ class Recipe:
             fields["wrappers"] = tuple((str(name), pairs(values)) for name, values in fields.get("wrappers", ()))
             if fields.get("preprocess") is not None:
                 fields["preprocess"] = Preprocess.from_dict(fields["preprocess"])
+            if not isinstance(fields["arch"], str):
+                raise ValueError(f"arch must be a name; got {fields['arch']!r}")
+            for name in ("mean", "std"):
+                values = fields.get(name)
+                if not (values is None or (values and all(type(value) in (int, float) for value in values))):
+                    raise ValueError(f"{name} must be numbers; got {values!r}")
             return cls(**fields)
         except (TypeError, KeyError, ValueError, AttributeError) as error:
             raise ValueError(f"not a network recipe: {text[:80]!r} ({error})") from None

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import _tree
+from jaxunlearn import _files, _tree
 from jaxunlearn._types import Artefact, Model
 
 _FORMAT = "jaxunlearn-artefact"
@@ -72,6 +72,7 @@ def save(path: str | os.PathLike[str], artefact: Artefact) -> None:
         raise
 
 
+@_files.one_line()
 def load(path: str | os.PathLike[str], *, kind: str | None = None, model: Model | None = None) -> Artefact:
     """Read an artefact.
 
@@ -121,14 +122,16 @@ def check_model(artefact: Artefact, model: Model, *, name: str = "") -> None:
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     import safetensors
 
-    with path.open("rb"):  # a missing or unreadable path fails here, with the system's own reason
-        pass
+    _files.regular(path)  # a missing or unreadable path fails here, with the system's own reason
     try:
         with safetensors.safe_open(path, framework="np") as file:
             facts = json.loads((file.metadata() or {})["artefact"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (no mapping)
         if facts["format"] != _FORMAT:
             raise ValueError(f"format {facts['format']!r}")
+        for name, expected in (("kind", str), ("version", int), ("meta", dict), ("model_digest", str)):
+            if not isinstance(facts[name], expected):
+                raise ValueError(f"its {name} is a {type(facts[name]).__name__}")
         found = facts.pop("digest")
         changed = found != _digest(facts, arrays)
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:

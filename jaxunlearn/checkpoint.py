@@ -21,7 +21,7 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from jaxunlearn import _tree
+from jaxunlearn import _files, _tree
 from jaxunlearn._types import Model, PyTree, Recipe
 
 _MANIFEST, _ARRAYS, _FORMAT, _VERSION = "checkpoint.json", "arrays", "jaxunlearn-checkpoint", 1
@@ -51,6 +51,7 @@ def save(path: str | os.PathLike[str], model: Model, *, meta: Mapping[str, Any] 
     _write(Path(path), manifest, tree, _entries(tree))
 
 
+@_files.one_line()
 def load(path: str | os.PathLike[str], build: Callable[..., Model], *, sharding: Any = None) -> Model:
     """Read a model that `save` wrote.
 
@@ -68,14 +69,18 @@ def load(path: str | os.PathLike[str], build: Callable[..., Model], *, sharding:
     """
     path = Path(path)
     manifest = _read_manifest(path, "model")
-    recipe = Recipe.from_json(json.dumps(manifest["recipe"]))
-    template = build(recipe, abstract=True)
+    try:
+        recipe = Recipe.from_json(json.dumps(manifest["recipe"]))
+        template = build(recipe, abstract=True)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if template.spec.recipe != recipe:
         raise ValueError(f"build returned another network than {path} holds: {template.spec.recipe} for {recipe}")
     like = _weights(template)
     return template.replace(**_read(path, manifest, like, _entries(like), sharding))
 
 
+@_files.one_line()
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a model's checkpoint says of itself: ``recipe``, ``meta``, ``digest``.
 
@@ -83,7 +88,10 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
       FileNotFoundError, ValueError: as `load`.
     """
     manifest = _read_manifest(Path(path), "model")
-    recipe = Recipe.from_json(json.dumps(manifest["recipe"]))
+    try:
+        recipe = Recipe.from_json(json.dumps(manifest["recipe"]))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return {"recipe": recipe, "meta": manifest["meta"], "digest": manifest["digest"]}
 
 
@@ -103,6 +111,7 @@ def save_state(path: str | os.PathLike[str], tree: PyTree) -> None:
     _write(Path(path), manifest, stored, _entries(leaves, _names(tree)))
 
 
+@_files.one_line()
 def load_state(path: str | os.PathLike[str], like: PyTree) -> PyTree:
     """Read a pytree that `save_state` wrote into the structure of another.
 
@@ -202,13 +211,21 @@ def _read_manifest(path: Path, kind: str) -> dict[str, Any]:
     if not path.exists():
         raise FileNotFoundError(errno.ENOENT, "no checkpoint there", str(path))
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest: dict[str, Any] = _files.read_json(path / _MANIFEST)
         if manifest["format"] != _FORMAT:
             raise ValueError(f"format {manifest['format']!r}")
         version, found = manifest["version"], manifest["kind"]
-        manifest["digest"], manifest["entries"]
+        needed = {"digest": str, "entries": list} | ({"recipe": dict, "meta": dict} if found == "model" else {})
+        for name, expected in needed.items():
+            if not isinstance(manifest[name], expected):
+                raise ValueError(f"its {name} is a {type(manifest[name]).__name__}")
+        for name, shape, dtype in manifest["entries"]:
+            if not (isinstance(name, str) and isinstance(dtype, str) and all(type(size) is int for size in shape)):
+                raise ValueError(f"one of its entries is {[name, shape, dtype]}")
     except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"{path} is not a checkpoint: it has no {_MANIFEST}") from None
+        raise ValueError(
+            f"{path} is not a checkpoint: it has no {_MANIFEST}; name a file of weights or the folder of a run"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a checkpoint: its {_MANIFEST} cannot be read ({_line(error)})") from None
     if version != _VERSION:

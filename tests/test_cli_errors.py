@@ -85,7 +85,7 @@ LINES = {
     f"{BASE} --forget 2 --weights extra.npz": r"unexpected conv9.bias of shape \(3,\)",
     f"{BASE} --forget 2 --weights nan.npz": "tensor 'bn1.bias' has 16 NaN or infinite values of 16",
     f"{BASE} --forget 2 --weights short.npz": "short.npz is no complete npz file",
-    f"{BASE} --forget 2 --weights weights.txt": "weights must be a file of kind .*; got 'weights.txt'",
+    f"{BASE} --forget 2 --weights weights.txt": r"weights.txt is no weights, or damaged \(it begins with b'hello'\)",
     f"{BASE} --forget 2 --weights absent.npz": "absent.npz: No such file or directory",
     f"{BASE} --forget 2 --weights objects.pth": "objects.pth is no plain state dict .* was not run",
     f"{BASE} --forget 2 --weights theirs": "theirs is not a checkpoint",

@@ -117,7 +117,7 @@ def test_normalisation_is_read_or_the_usual_one(tmp_path: Path) -> None:
         (RESNET | {"depths": [1]}, None, "hidden_sizes and depths must have one length"),
         (RESNET | {"depths": []}, None, r"depths must be a list of numbers of at least 1; got \[\]"),
         (RESNET | {"layer_type": "wide"}, None, "layer_type is 'wide'; provided for is 'bottleneck', 'basic'"),
-        (RESNET | {"embedding_size": 0}, None, "embedding_size must be at least 1; got 0"),
+        (RESNET | {"embedding_size": 0}, None, "embedding_size must be from 1 to 1,000,000; got 0"),
         ({"model_type": "mobilenet_v2", "output_stride": 8}, None, "output_stride is 8; provided for is 32"),
         ({"model_type": "mobilenet_v2", "depth_multiplier": 0}, None, "depth_multiplier must be above 0; got 0"),
     ],

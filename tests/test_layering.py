@@ -11,7 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "jaxunlearn"
 FLOORS = (
-    {"_types", "_validate", "_tree", "_config", "_progress", "_devices", "_repeat", "_journal", "_ahead", "_allocator"},
+    {
+        "_types",
+        "_validate",
+        "_tree",
+        "_config",
+        "_progress",
+        "_devices",
+        "_repeat",
+        "_journal",
+        "_ahead",
+        "_allocator",
+        "_files",
+    },
     {"losses", "inference", "adapters", "wrappers", "sharding"},
     {
         "attacks",

@@ -149,9 +149,9 @@ def test_train_unlearn_evaluate_export(arch: str, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--num-classes", "0"], "argument --num-classes: must be a whole number of at least 1; got '0'"),
-        (["--input-shape", "8,8"], "argument --input-shape: must be height,width,channels such as 32,32,3; got '8,8'"),
-        (["--input-shape", "0,8,1"], "argument --input-shape: must be height,width,channels"),
+        (["--num-classes", "0"], "--num-classes must be a whole number of at least 1; got '0'"),
+        (["--input-shape", "8,8"], "--input-shape must be height,width,channels such as 32,32,3; got '8,8'"),
+        (["--input-shape", "0,8,1"], "--input-shape must be height,width,channels"),
         (["--num-classes", "7"], "w.npz: the weights are for 10 classes, tests.own_nets:Linen is built for 7"),
     ],
 )

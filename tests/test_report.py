@@ -234,7 +234,7 @@ def test_places_that_are_not_ours_are_left_alone(tmp_path, quick):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for name in ("notes", "file", "link"):
         for overwrite in (False, True):
-            with pytest.raises(FileExistsError, match=rf"{name} exists and is not a jaxunlearn run: choose another"):
+            with pytest.raises(FileExistsError, match=rf"{name} (exists and is not a jaxunlearn run|is a symbolic)"):
                 report.write_run(tmp_path / name, make(), overwrite=overwrite)
     with pytest.raises(NotADirectoryError, match=r"cannot make .*: .*file is not a folder"):
         report.check_out(tmp_path / "file" / "run")
@@ -260,7 +260,7 @@ def test_reading_what_is_no_run(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"is not a jaxunlearn run: it has no results\.json"):
         report.read_run(tmp_path / "none")
     (tmp_path / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"results\.json: Expecting"):
+    with pytest.raises(ValueError, match=r"results\.json is no JSON: Expecting"):
         report.read_run(tmp_path)
     assert not report.is_run(tmp_path)
     (tmp_path / "results.json").write_text('{"accuracy": 1}')

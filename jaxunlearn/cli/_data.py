@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn import data as data_sources, report
+from jaxunlearn import _files, data as data_sources, report
 from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors, _model
 from jaxunlearn.data import PictureError, Reading, Source
@@ -40,7 +39,7 @@ def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = F
     Raises:
       ValueError, UserError: data or weights that are absent, damaged or do not fit.
     """
-    spec = args.data if args.data is not None or run is None else run.results["data"]
+    spec = args.data if args.data is not None or run is None else run.results.get("data")
     if spec is None:
         raise ValueError(MISSING)
     args = _with_kept(args, run)
@@ -199,7 +198,7 @@ def _from_folder(weights: str | None) -> Any:
     path = None if weights is None else Path(weights).expanduser()
     try:
         if path is None or not report.is_run(path):
-            made = {} if path is None else json.loads((path / TRAINING).read_text(encoding="utf-8"))
+            made = {} if path is None else _files.read_json(path / TRAINING)
             return made["reading"].get("classes")
         return _kept_of(report.read_run(path)).get("classes")
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # its checkpoint may be whole
@@ -216,7 +215,7 @@ def _from_hugging_face(weights: str | None) -> tuple[str, ...] | None:
         return None
     path = Path(weights).expanduser()
     try:
-        config = json.loads(((path if path.is_dir() else path.parent) / "config.json").read_text(encoding="utf-8"))
+        config = _files.read_json((path if path.is_dir() else path.parent) / "config.json")
         given = {int(number): str(name) for number, name in config["id2label"].items()}
         names = tuple(given[number] for number in range(len(given)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
-import unicodedata
 from collections.abc import Iterator
+
+from jaxunlearn._files import visible
 
 OK, WRONG_INPUT, NOT_FORGOTTEN = 0, 2, 3
 #: Characters of a line; a list of ids that is given as one argument may have a hundred thousand.
@@ -83,21 +84,6 @@ def one_line(text: str) -> str:
     """
     text = visible(re.sub(r"\s*[\n\r\v\f\x85\u2028\u2029]\s*", " ", text).strip())
     return text if len(text) <= LONG else f"{text[: LONG // 2]} ... {text[-LONG // 2 :]}"
-
-
-def visible(text: str) -> str:
-    """Return a text with all that does not show written out: controls, what turns text round, bytes of no encoding.
-
-    >>> print(visible("\\x1b[31mred \\u202e \\udcff"))
-    \\x1b[31mred \\u202e \\xff
-    """
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
-
-
-def _escape(char: str) -> str:
-    if 0xDC80 <= ord(char) <= 0xDCFF:  # stands for a byte of a file name that is not UTF-8
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode("ascii")
 
 
 def _missing(error: ModuleNotFoundError) -> str:

@@ -80,7 +80,9 @@ def _load(folder: Path, run: report.Run | None) -> Model:
 
 def _original(run: report.Run | None, model: Model) -> tuple[Path | None, str]:
     """Return the file that a run's network came from, or None and why there is none."""
-    while run is not None:
+    seen: set[Path] = set()
+    while run is not None and run.path not in seen:  # an edited one may say that it came from itself
+        seen.add(run.path)
         origin: dict[str, Any] = run.results.get("origin") or {}
         if not origin:
             break

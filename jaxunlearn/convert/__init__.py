@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn import _files
 from jaxunlearn._types import Model, Recipe
 from jaxunlearn.convert import fit, huggingface, layouts
 from jaxunlearn.convert.export import SUFFIXES, Exported, export
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 
+@_files.one_line()
 def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
     """Fill a model's weights and statistics from a PyTorch state dict.
 
@@ -80,6 +82,7 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
     return fit.fill(layouts.choose_torch(tensors, fit.shapes(model)), tensors, model)
 
 
+@_files.one_line()
 def from_keras(weights: Mapping[str, Any], model: Model) -> Model:
     """Fill a model's weights and statistics from arrays by Keras's names, such as ``conv1_bn/gamma``.
 
@@ -106,6 +109,7 @@ def classes(tensors: Mapping[str, np.ndarray], head: tuple[str, ...]) -> int | N
     return layouts.class_count(tensors, head)
 
 
+@_files.one_line()
 def load_weights(path: str | Path, recipe: Recipe, build: Callable[..., Model]) -> Model:
     """Read a file of weights into the network of a recipe.
 
@@ -117,9 +121,8 @@ def load_weights(path: str | Path, recipe: Recipe, build: Callable[..., Model]) 
     Raises:
       OSError, ValueError: as `read_state_dict` and `from_named`, with the file's name.
     """
-    template = build(recipe, abstract=True)
     tensors = read_state_dict(path)
     try:
-        return from_named(tensors, template)
+        return from_named(tensors, build(recipe, abstract=True))
     except ValueError as error:
-        raise ValueError(f"{Path(path).name}: {error}") from None
+        raise ValueError(f"{path}: {error}") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 import warnings
@@ -13,12 +14,16 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.convert import huggingface
+from jaxunlearn import _files
+from jaxunlearn.convert import huggingface, kinds
 
-_TORCH = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
-_SUFFIXES = (".safetensors", ".npz", *_TORCH)
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+#: Wrappers around wrappers that are taken off: a name of a million of them would take hours.
+_MOST_PREFIXES = 16
+_SAVE = "save the network's state_dict() alone, best as .safetensors"
+#: Bytes that any file may become, and how often its size a larger one may: more is damage, or made to fill the memory.
+_SMALL, _TIMES = 2**28, 20
 
 
 class Raw(NamedTuple):
@@ -38,9 +43,10 @@ class Raw(NamedTuple):
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
     """Read named arrays in PyTorch's names and layout from a file.
 
-    ``.safetensors`` and ``.npz`` files are read as they are; PyTorch pickles
-    (``.pth``, ``.pt``, ``.th``, ``.tar``, ``.ckpt``, ``.bin``) by
-    ``torch.load(weights_only=True)``, which refuses code. A state dict one level
+    What a file is, is seen from what is in it. Those of safetensors and NumPy are
+    read under any name; PyTorch pickles (``.pth``, ``.pt``, ``.th``, ``.tar``,
+    ``.ckpt``, ``.bin``) by ``torch.load(weights_only=True)``, which refuses code, and
+    only where the name says that it is one. A state dict one level
     down (``state_dict``, ``model``, ``net``) is found, prefixes that all names
     share (``module.``) are cut off.
 
@@ -51,13 +57,15 @@ def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
       Arrays by name, in the order of the file.
 
     Raises:
-      OSError: the file is missing or cannot be read.
+      OSError: the file is missing, cannot be read, or is none (a pipe, a device).
       ValueError: unknown kind of file, a corrupt one, one with more than plain
-        tensors in it, or a library that is not installed.
+        tensors in it or more than it can hold, or a library that is not installed;
+        one printable line, whatever the file says.
     """
     return strip_prefix(read_raw(path).tensors)
 
 
+@_files.one_line()
 def read_raw(path: str | Path) -> Raw:
     """Read what `read_state_dict` reads under the file's own names.
 
@@ -67,19 +75,14 @@ def read_raw(path: str | Path) -> Raw:
     path = Path(path)
     if huggingface.is_folder(path):
         path = huggingface.weights_file(path)
-    if path.suffix.lower() not in _SUFFIXES:
-        raise ValueError(f"weights must be a file of kind {', '.join(_SUFFIXES)}; got {path.name!r}")
-    with path.open("rb"):  # a missing, unreadable or odd path fails here, with the system's own reason
-        pass
+    kind = kinds.kind_of(path)
     metadata: dict[str, str] = {}
-    if path.suffix.lower() == ".safetensors":
+    if kind == "safetensors":
         tensors, metadata = _safetensors(path)
-    elif path.suffix.lower() == ".npz":
-        tensors = _npz(path)
     else:
-        tensors = _torch(path)
+        tensors = (_npz if kind == "npz" else _torch)(path)
     if not tensors:
-        raise ValueError(f"{path.name} holds no tensors")
+        raise ValueError(f"{path} holds no tensors; {_SAVE}")
     return Raw(path, tensors, metadata)
 
 
@@ -90,7 +93,7 @@ def strip_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
     {'fc.weight': 1, 'fc.bias': 2}
     """
     named = dict(tensors)
-    while named:
+    for _ in range(_MOST_PREFIXES if named else 0):
         shared = next((p for p in _PREFIXES if all(name.startswith(p) for name in named)), None)
         if shared is None:
             break
@@ -102,25 +105,48 @@ def _safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     try:
         import safetensors
     except ImportError:
-        raise ValueError(f"reading {path.name} needs safetensors: pip install 'jaxunlearn[flax]'") from None
+        raise ValueError(f"reading {path} needs safetensors: pip install 'jaxunlearn[flax]'") from None
+    tensors: dict[str, np.ndarray] = {}
+    name = ""
     try:
         with safetensors.safe_open(path, "numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118  (no mapping)
+                tensors[name] = file.get_tensor(name)
+            return tensors, dict(file.metadata() or {})
     except AttributeError as error:  # a dtype that NumPy has no name for
-        raise ValueError(f"{path.name} has tensors of a kind that cannot be read: {_line(error)}") from None
+        raise ValueError(f"{path}: tensor {name!r} is of {error.name}, which is not read: save it as floats") from None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path.name} is no complete safetensors file: {_line(error)}") from None
+        raise ValueError(f"{path} is no complete safetensors file ({_line(error)}): {kinds.AGAIN}") from None
 
 
 def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("it is a single array")
-            return {name: archive[name] for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} is no complete npz file of plain arrays: {_line(error)}") from None
+        with zipfile.ZipFile(path) as archive:
+            _check_size(path, sum(member.file_size for member in archive.infolist()))
+            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
+    except (Exception, MemoryError) as error:  # zipfile and NumPy raise nearly anything, too
+        raise ValueError(f"{path} is no complete npz file of plain arrays ({_line(error)}): {kinds.AGAIN}") from None
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    if not member.filename.endswith(".npy"):
+        raise ValueError(f"{member.filename!r} is no array")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects, a pickle, which is not read")
+        if math.prod(shape) * dtype.itemsize > member.file_size:  # before NumPy sets memory aside for it
+            raise ValueError(f"{member.filename} says shape {shape} and has {member.file_size:,} bytes")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Raise a ValueError if so many bytes cannot come of a file by honest means."""
+    if size > max(_SMALL, _TIMES * path.stat().st_size):
+        raise ValueError(f"it would fill {size / 2**30:,.1f} GiB, more than {_TIMES} times its own size")
 
 
 def _torch(path: Path) -> dict[str, np.ndarray]:
@@ -128,21 +154,21 @@ def _torch(path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError:
         raise ValueError(
-            f"reading {path.name} needs PyTorch: pip install 'jaxunlearn[torch]', or convert it to .safetensors"
+            f"reading {path} needs PyTorch: pip install 'jaxunlearn[torch]', or convert it to .safetensors"
         ) from None
     try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                _check_size(path, sum(member.file_size for member in archive.infolist()))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # whose own text advises to run the code
         found = re.search(r"GLOBAL (\S+)", str(error))
         what = f"asks for {found[1]}" if found else "damaged, or with more than plain tensors in it"
-        raise ValueError(
-            f"{path.name} is no plain state dict ({what}) and was not run;"
-            " save the network's state_dict() alone, best as .safetensors"
-        ) from None
+        raise ValueError(f"{path} is no plain state dict ({what}) and was not run; {_SAVE}") from None
     except Exception as error:  # a damaged file makes PyTorch raise nearly anything
-        raise ValueError(f"{path.name} is no complete PyTorch file: {_line(error)}") from None
+        raise ValueError(f"{path} is no complete PyTorch file ({_line(error)}): {kinds.AGAIN}") from None
     return _plain(path, loaded)
 
 
@@ -151,13 +177,19 @@ def _plain(path: Path, loaded: Any) -> dict[str, np.ndarray]:
     if isinstance(loaded, Mapping):
         loaded = next((loaded[key] for key in _NESTED if isinstance(loaded.get(key), Mapping)), loaded)
     if not isinstance(loaded, Mapping):
-        raise ValueError(f"{path.name} is no state dict: it holds a {type(loaded).__name__}")
-    tensors = {}
+        raise ValueError(f"{path} is no state dict: it holds a {type(loaded).__name__}; {_SAVE}")
     for name, value in loaded.items():
-        if not isinstance(name, str) or not hasattr(value, "detach"):
-            raise ValueError(f"{path.name} is no plain state dict: {name!r} is a {type(value).__name__}, not a tensor")
-        tensors[name] = as_numpy(name, value)
-    return tensors
+        if not isinstance(name, str):
+            raise ValueError(f"{path} is no plain state dict: a name in it is a {type(name).__name__}; {_SAVE}")
+        if not hasattr(value, "detach"):
+            raise ValueError(
+                f"{path} is no plain state dict: {name!r} is a {type(value).__name__}, not a tensor; {_SAVE}"
+            )
+    try:
+        _check_size(path, sum(value.numel() * value.element_size() for value in loaded.values()))
+        return {name: as_numpy(name, value) for name, value in loaded.items()}
+    except (ValueError, RuntimeError) as error:  # the latter of tensors that have no size
+        raise ValueError(f"{path}: {_line(error)}") from None
 
 
 def as_numpy(name: str, value: Any) -> np.ndarray:
@@ -169,8 +201,9 @@ def as_numpy(name: str, value: Any) -> np.ndarray:
         if str(tensor.dtype) == "torch.bfloat16":  # which PyTorch does not hand to NumPy
             return tensor.contiguous().view(dtype=_torch_dtype("int16")).numpy().view(jnp.bfloat16)
         return np.asarray(tensor.numpy())
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise ValueError(f"tensor {name!r} is no dense array: {_line(error)}") from None
+    except (RuntimeError, TypeError, NotImplementedError):
+        what = f"{str(value.layout).removeprefix('torch.')} of {str(value.dtype).removeprefix('torch.')}"
+        raise ValueError(f"tensor {name!r} is no dense array ({what}): save it as a dense one of floats") from None
 
 
 def _torch_dtype(name: str) -> Any:

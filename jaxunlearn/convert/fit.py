@@ -79,14 +79,24 @@ def fill(layout: Layout, tensors: Mapping[str, np.ndarray], model: Model) -> Mod
     _check_fit(layout, tensors, dict(wanted.values()), model)
     for name, tensor in tensors.items():
         if not np.issubdtype(tensor.dtype, np.floating) and tensor.dtype.name != "bfloat16":
-            raise ValueError(f"tensor {name!r} must be floating point; got {tensor.dtype}")
+            raise ValueError(f"tensor {name!r} must be floating point; got {tensor.dtype}: save it as float32")
         finite = np.isfinite(tensor)
         if not finite.all():
-            raise ValueError(f"tensor {name!r} has {(~finite).sum()} NaN or infinite values of {tensor.size}")
+            raise ValueError(
+                f"tensor {name!r} has {(~finite).sum()} NaN or infinite values of {tensor.size}: "
+                "take weights from before training diverged"
+            )
 
     def put(path: str, leaf: Any) -> Any:
+        name = wanted[path][0]
+        with np.errstate(over="ignore"):
+            array = layout.to_flax(path, tensors[name], leaf.shape).astype(leaf.dtype)
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"tensor {name!r} has values up to {np.abs(tensors[name]).max():g}, too large for {leaf.dtype}"
+            )
         # A copy: JAX may alias NumPy's memory, and with it a PyTorch module that goes on training.
-        return jnp.array(layout.to_flax(path, tensors[wanted[path][0]], leaf.shape), leaf.dtype, copy=True)
+        return jnp.array(array, copy=True)
 
     state = _tree.map_with_path(put, statistics(model))
     if "batch_stats" in model.model_state:

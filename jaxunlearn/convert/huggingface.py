@@ -6,11 +6,11 @@ this library has no counterpart of is refused by name.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn import _files
 from jaxunlearn._types import Preprocess, Recipe
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -21,6 +21,8 @@ _FILTERS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _CENTRED = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _MISSING: Any = object()
+#: Layers of a network, channels of a layer and pixels of a side: more is a mistake, and would be built for hours.
+_LAYERS, _CHANNELS, _SIDE = 256, 10**6, 4096
 
 
 def is_folder(path: Path) -> bool:
@@ -38,10 +40,13 @@ def weights_file(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     if any((folder / f"{name}.index.json").is_file() for name in WEIGHTS):
-        raise ValueError(f"the weights of {folder} are in several files: save the model anew in one")
+        raise ValueError(
+            f"the weights of {folder} are in several files: save the model anew in one, max_shard_size='99GB'"
+        )
     raise ValueError(f"{folder} has a {CONFIG}, but no weights: {' or '.join(WEIGHTS)} is missing")
 
 
+@_files.one_line()
 def read_recipe(folder: Path) -> Recipe:
     """Return the network of a folder, with its normalisation and how pictures are made to fit.
 
@@ -57,17 +62,20 @@ def read_recipe(folder: Path) -> Recipe:
     kind = config.get("model_type", str)
     if kind not in _KINDS:
         raise ValueError(f"{config.path} is of a {kind!r}; those that fit are {', '.join(_KINDS)}")
+    if config.values.get("auto_map"):
+        raise ValueError(f"{config.path} has an auto_map: the network is code of its own, which is not run")
     architecture = next(iter(config.get("architectures", list, ["ForImageClassification"])), "")
     if not str(architecture).endswith("ForImageClassification"):
         raise ValueError(f"{config.path} is of a {architecture}, not of a network for image classification")
     arch, arguments, normal = _KINDS[kind]
     fields = arguments(config)
     side = config.get("image_size", (int, list), None)
+    sides = None if side is None else _pair(side, f"{config.path}: image_size")
     preprocess, normal = _preprocessor(folder, side, normal)
-    if side is not None and kind == "vit" and preprocess.crop != _pair(side):
-        raise ValueError(f"{folder}: images of {preprocess.crop} are made for a network that takes {_pair(side)}")
-    classes = config.get("num_labels", int, None) or len(config.get("id2label", dict, {"0": "", "1": ""}))
-    shape = (*preprocess.crop, config.get("num_channels", int, 3))
+    if sides is not None and kind == "vit" and preprocess.crop != sides:
+        raise ValueError(f"{folder}: images of {preprocess.crop} are made for a network that takes {sides}")
+    classes = config.count("num_labels", len(config.get("id2label", dict, {"0": "", "1": ""})))
+    shape = (*preprocess.crop, config.count("num_channels", 3))
     mean, std = normal if normal is not None else (None, None)
     fields |= {"input_shape": shape, "num_classes": classes}
     return Recipe(arch=arch, kwargs=tuple(sorted(fields.items())), mean=mean, std=std, preprocess=preprocess)
@@ -78,10 +86,7 @@ class _Fields:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            self.values: Any = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from None
+        self.values: Any = _files.read_json(path)
         if not isinstance(self.values, Mapping):
             raise ValueError(f"{path} must hold a JSON object; it holds a {type(self.values).__name__}")
 
@@ -96,19 +101,28 @@ class _Fields:
             raise ValueError(f"{self.path}: {name} is {value!r}, which is not what belongs there")
         return value
 
-    def count(self, name: str, default: int) -> int:
+    def count(self, name: str, default: int, most: int = _CHANNELS) -> int:
         """Return a whole number of at least 1."""
         value: int = self.get(name, int, default)
-        if value < 1:
-            raise ValueError(f"{self.path}: {name} must be at least 1; got {value}")
+        if not 1 <= value <= most:
+            raise ValueError(f"{self.path}: {name} must be from 1 to {most:,}; got {value}")
         return value
 
-    def counts(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
-        """Return a list of whole numbers of at least 1."""
+    def counts(self, name: str, default: tuple[int, ...], most: int = _CHANNELS) -> tuple[int, ...]:
+        """Return a list of whole numbers of at least 1, and at most so many in all."""
         values = self.get(name, list, default)
         if not values or not all(type(value) is int and value > 0 for value in values):
             raise ValueError(f"{self.path}: {name} must be a list of numbers of at least 1; got {values}")
+        if sum(values) > most:
+            raise ValueError(f"{self.path}: {name} may sum up to {most:,}; got {values}")
         return tuple(values)
+
+    def real(self, name: str, default: float, most: float = 1.0) -> float:
+        """Return a number from 0 to another, as it is written."""
+        value: float = self.get(name, (int, float), default)
+        if not 0 <= value <= most:
+            raise ValueError(f"{self.path}: {name} must be from 0 to {most:g}; got {value}")
+        return value
 
     def only(self, name: str, default: Any, *allowed: Any) -> Any:
         """Return one of the values that are provided for."""
@@ -122,7 +136,7 @@ class _Fields:
 def _resnet(config: _Fields) -> dict[str, Any]:
     config.only("hidden_act", "relu")
     widths = config.counts("hidden_sizes", (256, 512, 1024, 2048))
-    depths = config.counts("depths", (3, 4, 6, 3))
+    depths = config.counts("depths", (3, 4, 6, 3), _LAYERS)
     if len(widths) != len(depths):
         raise ValueError(f"{config.path}: hidden_sizes and depths must have one length; got {widths} and {depths}")
     bottleneck = config.only("layer_type", "bottleneck", "bottleneck", "basic") == "bottleneck"
@@ -142,23 +156,23 @@ def _mobilenet_v2(config: _Fields) -> dict[str, Any]:
     config.only("hidden_act", "relu6")
     config.only("output_stride", 32)
     config.only("first_layer_is_expansion", True)
-    width = config.get("depth_multiplier", (int, float), 1.0)
+    width = config.real("depth_multiplier", 1.0, most=100)
     if not width > 0:
         raise ValueError(f"{config.path}: depth_multiplier must be above 0; got {width}")
     return {
         "width": width,
         "divisor": config.count("depth_divisible_by", 8),
         "least": config.count("min_depth", 8),
-        "expand": config.get("expand_ratio", (int, float), 6.0),
+        "expand": config.real("expand_ratio", 6.0, most=100),
         "wide_end": config.get("finegrained_output", bool, True),
         "same_padding": config.get("tf_padding", bool, True),
-        "epsilon": config.get("layer_norm_eps", float, 1e-3),
-        "dropout": config.get("classifier_dropout_prob", (int, float), 0.8),
+        "epsilon": config.real("layer_norm_eps", 1e-3),
+        "dropout": config.real("classifier_dropout_prob", 0.8),
     }
 
 
 def _vit(config: _Fields) -> dict[str, Any]:
-    patch = _pair(config.get("patch_size", (int, list), 16))
+    patch = _pair(config.get("patch_size", (int, list), 16), f"{config.path}: patch_size")
     if patch[0] != patch[1]:
         raise ValueError(f"{config.path}: patch_size must be square; got {patch}")
     width, heads = config.count("hidden_size", 768), config.count("num_attention_heads", 12)
@@ -168,13 +182,13 @@ def _vit(config: _Fields) -> dict[str, Any]:
         "patch": patch[0],
         "width": width,
         "heads": heads,
-        "depth": config.count("num_hidden_layers", 12),
+        "depth": config.count("num_hidden_layers", 12, _LAYERS),
         "hidden": config.count("intermediate_size", 3072),
         "activation": config.only("hidden_act", "gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu", "silu"),
         "bias": config.get("qkv_bias", bool, True),
-        "epsilon": config.get("layer_norm_eps", float, 1e-12),
-        "dropout": config.get("hidden_dropout_prob", (int, float), 0.0),
-        "attention_dropout": config.get("attention_probs_dropout_prob", (int, float), 0.0),
+        "epsilon": config.real("layer_norm_eps", 1e-12),
+        "dropout": config.real("hidden_dropout_prob", 0.0),
+        "attention_dropout": config.real("attention_probs_dropout_prob", 0.0),
     }
 
 
@@ -212,8 +226,8 @@ def _preprocessor(folder: Path, side: Any, normal: Any) -> tuple[Preprocess, Any
         share = fields.get("crop_pct", (int, float), 224 / 256)
         if edge >= 384:  # the whole picture, whatever its proportions
             return Preprocess(resize=(edge, edge), crop=(edge, edge), resample=filtered), normal
-        if not 0 < share <= 1:
-            raise ValueError(f"{path}: crop_pct must be above 0 and at most 1; got {share}")
+        if not 0.1 <= share <= 1:
+            raise ValueError(f"{path}: crop_pct must be from 0.1 to 1; got {share}")
         return Preprocess(resize=int(edge / share), crop=(edge, edge), resample=filtered), normal
     size = fields.get("size", (int, list, dict), usual)
     cropped = fields.get("do_center_crop", bool, "MobileNetV2" in kind)
@@ -223,14 +237,14 @@ def _preprocessor(folder: Path, side: Any, normal: Any) -> tuple[Preprocess, Any
             raise ValueError(f"{path}: size has a shortest_edge and nothing is cut out, so that inputs differ in size")
         return Preprocess(resize=_edge(fields, 256), crop=crop, resample=filtered), normal
     if isinstance(size, int) and cropped:  # of old files: the shorter side
-        return Preprocess(resize=size, crop=crop or _pair(size), resample=filtered), normal
+        return Preprocess(resize=_pair(size, f"{path}: size")[0], crop=crop or _pair(size), resample=filtered), normal
     whole = _pair(_sides(fields, "size", usual))
     return Preprocess(resize=whole, crop=crop or whole, resample=filtered), normal
 
 
 def _floats(fields: _Fields, name: str) -> tuple[float, ...]:
     values = fields.get(name, list)
-    if not values or not all(isinstance(value, int | float) for value in values):
+    if not values or not all(isinstance(value, int | float) and abs(value) < 1e6 for value in values):
         raise ValueError(f"{fields.path}: {name} must be a list of numbers; got {values}")
     return tuple(float(value) for value in values)
 
@@ -239,8 +253,8 @@ def _edge(fields: _Fields, default: int) -> int:
     """Return the length of the shorter side, given as such or as a bare number."""
     size = fields.get("size", (int, dict), default)
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
-    if type(edge) is not int or edge < 1:
-        raise ValueError(f"{fields.path}: size must have a shortest_edge of at least 1; got {size}")
+    if type(edge) is not int or not 1 <= edge <= _SIDE:
+        raise ValueError(f"{fields.path}: size must have a shortest_edge from 1 to {_SIDE}; got {size}")
     return edge
 
 
@@ -249,13 +263,14 @@ def _sides(fields: _Fields, name: str, default: Any) -> Any:
     size = fields.get(name, (int, list, dict), default)
     size = [size.get("height"), size.get("width")] if isinstance(size, dict) else size
     pair = size if isinstance(size, list) else [size, size]
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise ValueError(f"{fields.path}: {name} must be height and width; got {fields.values.get(name, default)}")
+    if len(pair) != 2 or not all(type(side) is int and 0 < side <= _SIDE for side in pair):
+        given = fields.values.get(name, default)
+        raise ValueError(f"{fields.path}: {name} must be height and width, from 1 to {_SIDE}; got {given}")
     return size
 
 
-def _pair(size: Any) -> tuple[int, int]:
+def _pair(size: Any, what: str = "a size") -> tuple[int, int]:
     pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise ValueError(f"a size must be one number or two; got {size}")
+    if len(pair) != 2 or not all(type(side) is int and 0 < side <= _SIDE for side in pair):
+        raise ValueError(f"{what} must be one number or two, from 1 to {_SIDE}; got {size}")
     return pair

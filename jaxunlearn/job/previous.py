@@ -20,7 +20,7 @@ def earlier_of(previous: report.Run, source: Source, rows: np.ndarray) -> list[E
     Raises:
       ValueError: an instance is not in the training split of this data set, or has another label there.
     """
-    results = previous.results
+    results, data = previous.results, previous.results.get("data")
     own = {"run": str(previous.path), "goal": results["goal"]}
     found = [*results.get("earlier", ()), *({**own, **instance} for instance in results["instances"])]
     items: dict[int, Earlier] = {}
@@ -28,7 +28,7 @@ def earlier_of(previous: report.Run, source: Source, rows: np.ndarray) -> list[E
         row = source.row_of(str(entry["id"]))
         if row is None or source.labels[row] != entry["label"] or row not in source.splits["train"]:
             raise ValueError(
-                f"{previous.path} forgot the instance {entry['id']} with label {entry['label']} of {results['data']}, "
+                f"{previous.path} forgot the instance {entry['id']} with label {entry['label']} of {data}, "
                 f"which {source.name} does not have: go on with the same data"
             )
         target = -1 if entry.get("target") is None else int(entry["target"])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from flax import nnx
 
 from jaxunlearn import _validate, wrappers
@@ -22,6 +24,11 @@ from jaxunlearn.models import own
 from jaxunlearn.models.registry import ALIASES, ARCHS, Arch
 
 __all__ = ["aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
+
+#: What a stranger's recipe may ask for: more would be built for hours, or fill the memory with one batch.
+_MOST_LAYERS, _MOST_INPUTS = 256, 2**27
+#: Arguments of networks of ours that say how often something is built.
+_LOOPS = ("depth", "depths", "blocks", "grid")
 
 
 def names() -> tuple[str, ...]:
@@ -186,9 +193,17 @@ def from_recipe(
 
 def _kind(recipe: Recipe) -> Any:
     """Return the class of a recipe's network; raise ValueError unless the recipe has what every network needs."""
+    fields = dict(recipe.kwargs)
     for name in ("input_shape", "num_classes"):
-        if name not in dict(recipe.kwargs):
+        if name not in fields:
             raise ValueError(f"the recipe of {recipe.arch} lacks {name}")
+    shape = fields["input_shape"]
+    if not isinstance(shape, tuple) or not all(type(size) is int and size > 0 for size in shape):
+        raise ValueError(f"the recipe of {recipe.arch}: input_shape must be whole numbers of at least 1; got {shape!r}")
+    if math.prod(shape) > _MOST_INPUTS:
+        raise ValueError(f"the recipe of {recipe.arch}: an input of {shape} has more than {_MOST_INPUTS:,} values")
+    if type(fields["num_classes"]) is not int:
+        raise ValueError(f"the recipe of {recipe.arch}: num_classes must be a number; got {fields['num_classes']!r}")
     if recipe.arch in ARCHS:
         return ARCHS[recipe.arch].network
     if ":" not in recipe.arch:
@@ -200,9 +215,12 @@ def _linen(recipe: Recipe, kind: Any) -> nn.Module:
     usual = ARCHS[recipe.arch].fields if recipe.arch in ARCHS else {}
     fields = {name: value for name, value in recipe.kwargs if name != "input_shape"}
     try:
+        layers = int(np.sum([np.sum(fields.get(name, 0)) for name in _LOOPS])) if recipe.arch in ARCHS else 0
         module: nn.Module = kind(**{**usual, **fields})
-    except TypeError as error:
+    except Exception as error:
         raise ValueError(f"the recipe of {recipe.arch} does not fit it: {error}") from None
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"the recipe of {recipe.arch} is of {layers:,} layers, more than {_MOST_LAYERS:,}")
     return module
 
 

@@ -30,6 +30,8 @@ def find(arch: str) -> type[nn.Module] | type[nnx.Module]:
     module_name, _, class_name = arch.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name, None)
+    except SystemExit:
+        raise ValueError(f"cannot import the network {arch!r}: it ends the program") from None
     except Exception as error:  # the module's own code runs, and may raise anything
         reason = str(error).split("\n", 1)[0] or type(error).__name__
         raise ValueError(f"cannot import the network {arch!r}: {reason}") from None

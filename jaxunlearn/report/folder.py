@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn import _files
 from jaxunlearn.report.schema import CHECKPOINT, RESULTS, WEIGHTS, validate
 
 if TYPE_CHECKING:
@@ -140,6 +141,7 @@ def put_in_place(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+@_files.one_line()
 def read_run(folder: str | os.PathLike[str]) -> Run:
     """Read a run folder.
 
@@ -149,11 +151,10 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     """
     path = Path(os.path.abspath(folder))
     try:
-        text = (path / RESULTS).read_text(encoding="utf-8")
+        results = _files.read_json(path / RESULTS)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f"{path} is not a jaxunlearn run: it has no {RESULTS}") from None
     try:
-        results = json.loads(text)
         validate(results)
     except ValueError as error:
         raise ValueError(f"{path / RESULTS}: {error}") from None
@@ -163,7 +164,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
 def is_run(folder: str | os.PathLike[str], marker: str = RESULTS) -> bool:
     """Return whether a folder is a run that this library wrote, known by the file ``marker``."""
     try:
-        results = json.loads((Path(folder) / marker).read_text(encoding="utf-8"))
+        results = _files.read_json(Path(folder) / marker)
     except (OSError, ValueError):
         return False
     return isinstance(results, dict) and results.get("tool") == "jaxunlearn"

@@ -46,6 +46,36 @@ def validate(results: Any) -> None:
         _require(row, {"id": (str, int), "label": int, "forgotten_at": int}, f"instances[{i}].")
         _require(row, dict.fromkeys(("before", "after"), (int, type(None))), f"instances[{i}].")
 
+    _optional(results)
+
+
+#: Fields that not every run has -> their kind; readers may count on it where they are there.
+_OPTIONAL: dict[str, Any] = {
+    "data": str,
+    "command": str,
+    "origin": dict,
+    "earlier": list,
+    "digests": dict,
+    "depth": dict,
+}
+
+
+def _optional(results: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field that may be absent or null, and is of the wrong kind."""
+    present = {name: kind for name, kind in _OPTIONAL.items() if results.get(name) is not None}
+    _require(results, present, "")
+    if results.get("origin"):
+        _require(results["origin"], {"weights": str, "digest": str}, "origin.")
+    if results["extras"].get("reading") is not None:
+        _require(results["extras"], {"reading": dict}, "extras.")
+    for i, row in enumerate(results.get("earlier") or ()):
+        if not isinstance(row, dict):
+            raise ValueError(f"results.json: earlier[{i}] must be an object; got {row!r}")
+        _require(row, {"id": (str, int), "label": int, "run": str, "goal": str}, f"earlier[{i}].")
+    for row in (*results["instances"], *(results.get("earlier") or ())):
+        if not isinstance(row.get("target"), int | None):
+            raise ValueError(f"results.json: a target must be a label or null; got {row['target']!r}")
+
 
 def _require(mapping: Mapping[str, Any], kinds: Mapping[str, Any], prefix: str) -> None:
     for name, kind in kinds.items():

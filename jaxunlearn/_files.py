@@ -1,0 +1,98 @@
+"""Files that strangers made: opened only where reading them comes to an end, and told of in one printable line."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+#: Bytes of a JSON file that is read; results of a hundred thousand instances have some tens of millions.
+_MOST = 2**27
+#: Characters of a message: a name in it may have millions.
+_LONG = 600
+
+
+def regular(path: str | os.PathLike[str]) -> int:
+    """Return the size of a file that can be read; a pipe would wait for ever, a device have no end.
+
+    Raises:
+      OSError: there is none, it may not be read, or it is something else than a file.
+    """
+    found = os.stat(path)
+    if stat.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "a pipe, a socket or a device, not a file", str(path))
+    with open(path, "rb"):  # fails here without permission, with the system's own reason
+        return found.st_size
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+      OSError: as `regular`.
+      ValueError: no JSON, or one that is larger or nested deeper than any that is meant.
+    """
+    size = regular(path)
+    if size > _MOST:
+        raise ValueError(f"{path} has {size:,} bytes, more than the {_MOST:,} that are read of such a file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def printable(text: str, most: int = _LONG) -> str:
+    r"""Return a text on one line that is safe to show: control characters escaped, a long one cut in the middle.
+
+    >>> printable("a\n b\x1b[31m"), printable("a" * 50 + "b" * 50, most=20)
+    ('a b\\x1b[31m', 'aaaaaaaaaa ... bbbbb')
+    """
+    text = text if len(text) <= 8 * most else text[: 4 * most] + text[-4 * most :]
+    text = visible(" ".join(text.split()))
+    return text if len(text) <= most else f"{text[: most // 2]} ... {text[-(most - most // 2 - 5) :]}"
+
+
+def visible(text: str) -> str:
+    """Return a text with all that does not show written out: controls, what turns text round, bytes of no encoding.
+
+    >>> print(visible("\\x1b[31mred \\u202e \\udcff"))
+    \\x1b[31mred \\u202e \\xff
+    """
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else _escape(c) for c in text)
+
+
+def _escape(char: str) -> str:
+    if 0xDC80 <= ord(char) <= 0xDCFF:  # stands for a byte of a file name that is not UTF-8
+        return f"\\x{ord(char) - 0xDC00:02x}"
+    return char.encode("unicode_escape").decode("ascii")
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Make what goes wrong in reading a stranger's file a ValueError of one printable line; also a decorator.
+
+    Numbers out of all proportion overflow, lists in lists exhaust the stack, and names hold whatever they like.
+    """
+    try:
+        yield
+    except RecursionError:
+        raise ValueError("what is to be read is nested too deeply") from None
+    except (ValueError, OverflowError) as error:
+        text = printable(str(error)) or type(error).__name__
+        if type(error) is ValueError and text == str(error):
+            raise
+        raise ValueError(text) from None
