@@ -272,7 +272,7 @@ def test_networks_that_are_refused(tmp_path: Path, original: Path) -> None:
     with pytest.raises(ValueError, match="a wrapped network cannot be exported: patch would be lost"):
         convert.export(model.replace(spec=dataclasses.replace(model.spec, recipe=wrapped)), tmp_path / "x.safetensors")
     other = random_model(models.recipe("cifar_resnet14"))
-    with pytest.raises(ValueError, match=r"^original.safetensors: the weights do not fit cifar_resnet14: missing"):
+    with pytest.raises(ValueError, match=r"original.safetensors: the weights do not fit cifar_resnet14: missing"):
         convert.export(other, tmp_path / "x.safetensors", like=original)
     assert not (tmp_path / "x.safetensors").exists()
 

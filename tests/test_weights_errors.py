@@ -230,6 +230,14 @@ def test_a_run_that_says_it_came_from_itself(net, tmp_path, monkeypatch, capsys)
     assert "--data is missing" in capsys.readouterr().err
 
 
+def test_an_original_with_a_name_that_steers_a_terminal(tmp_path):
+    np.savez(tmp_path / "like.npz", **fresh(), **{"a\x1b[31m\nb": np.zeros(1, np.float32)})
+    model = models.from_recipe(RECIPE, key=jax.random.key(0))
+    with pytest.raises(ValueError, match=r"like.npz: the weights do not fit .*unexpected a\\x1b\[31m b") as caught:
+        convert.export(model, tmp_path / "w.npz", like=tmp_path / "like.npz")
+    assert str(caught.value).isprintable()
+
+
 # --- anything at all ---------------------------------------------------------
 
 FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxunlearn import _tree
+from jaxunlearn import _files, _tree
 from jaxunlearn._types import Model
 from jaxunlearn.convert import fit, huggingface, layouts
 from jaxunlearn.convert.files import Raw, read_raw
@@ -56,6 +56,7 @@ class _Content(NamedTuple):
     added: list[str]
 
 
+@_files.one_line()
 def export(
     model: Model, out: str | os.PathLike[str], *, like: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> Exported:
@@ -123,7 +124,7 @@ def _like(model: Model, layout: Layout, raw: Raw) -> _Content:
     try:
         before = fit.named(layout, fit.fill(layout, known, model), known)
     except ValueError as error:
-        raise ValueError(f"{raw.path.name}: {error}") from None
+        raise ValueError(f"{raw.path}: {error}") from None
     after = fit.named(layout, model, known)
     content = _Content({}, raw.metadata, [], [], [])
     for name, tensor in raw.tensors.items():
