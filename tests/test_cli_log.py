@@ -156,8 +156,7 @@ def test_they_are_there_while_it_runs(argv, tmp_path, monkeypatch):
 def test_killed_and_resumed_they_have_every_step_once(argv, tmp_path, often, monkeypatch):
     log, whole = tmp_path / "log", tmp_path / "whole"
     settings = [*argv, "--quiet", "--learning-rate", "1e-4", "--max-passes", "12"]
-    with pytest.raises(MemoryError):
-        stopped_at(6, [*settings, "--log-dir", str(log)], monkeypatch, MemoryError)
+    stopped_at(6, [*settings, "--log-dir", str(log)], monkeypatch, MemoryError)  # told in one line
     half = rows(log)
     assert int(half[-1]["step"]) == 5
     with (log / "steps.csv").open("a") as file:
@@ -176,8 +175,7 @@ def test_a_run_that_was_killed_after_its_last_step_keeps_its_curves(argv, tmp_pa
     log = tmp_path / "log"
     with monkeypatch.context() as patch:
         patch.setattr(work, "change", lambda *models: (_ for _ in ()).throw(MemoryError))
-        with pytest.raises(MemoryError):
-            main([*argv, "--quiet", "--log-dir", str(log)])
+        assert main([*argv, "--quiet", "--log-dir", str(log)]) == 2
     before = (log / "steps.csv").read_bytes()
     assert main([*argv, "--quiet", "--log-dir", str(log), "--resume"]) == 0
     assert (log / "steps.csv").read_bytes() == before
