@@ -55,6 +55,7 @@ def test_one_table_of_what_the_runs_gave_and_nothing_is_done_twice(argv, here, t
     assert len(here) == 3
     out = capsys.readouterr().out
     assert "not in the table: correct: cannot pursue the goal misclassify" in out
+    assert "\nbeside the network and the forget set, each method was shown: nothing else\n" in out
     content = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert content["before"]["sizes"] == {"forget": 2, "retain": 100, "test": 257}
     for label, (run,) in content["runs"].items():

@@ -275,12 +275,15 @@ def _tell(
     summary = {"command": command, "before": dict(facts), "left_out": dict(left_out), "chosen": dict(chosen)}
     _comparison.write(out / "compare.json", summary | {"runs": {name: list(group) for name, group in groups.items()}})
     print()
-    # Ranges and intervals are in compare.md: a terminal has no room for them.
-    _output.table(
-        [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows],
-        left=(0, len(rows[0]) - 1),
-        whole=(0,),
-    )
+    # Ranges and intervals are in compare.md: a terminal has no room for them, nor for a column of one word.
+    short = [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows]
+    saw = {row[-1] for row in short[2:]}
+    if len(saw) == 1:
+        _output.table([row[:-1] for row in short])
+        print()
+        _output.line(f"beside the network and the forget set, each method was shown: {saw.pop()}")
+    else:
+        _output.table(short, left=(0, len(rows[0]) - 1))
     for name, why in left_out.items():
         _output.line(f"not in the table: {name}: {why}")
     print()
