@@ -43,6 +43,17 @@ def shared_dir() -> Path | None:
 
 
 @pytest.fixture(scope="session")
+def net(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of `tests.digits_net` with fresh weights, to be read only."""
+    from jaxunlearn import checkpoint
+    from tests.digits_net import fresh
+
+    path = tmp_path_factory.mktemp("net") / "checkpoint"
+    checkpoint.save(path, fresh())
+    return path
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """The shared folder; skip where it is absent."""
     folder = shared_dir()

@@ -31,14 +31,18 @@ class Tiny(nn.Module):
 
 
 @functools.cache
+def fresh() -> Model:
+    """Return the network with fresh weights."""
+    return models.from_recipe(models.recipe(ARCH, num_classes=10, input_shape=(8, 8, 1)), key=jax.random.key(0))
+
+
+@functools.cache
 def network() -> Model:
     """Return the network, trained once a session."""
     source = open_source("digits")
     rows = source.splits["train"]
-    recipe = models.recipe(ARCH, num_classes=10, input_shape=(8, 8, 1))
-    fresh = models.from_recipe(recipe, key=jax.random.key(0))
     x, y = source.images(rows), source.labels[rows]
-    return training.train(fresh, jax.random.key(1), x, y, epochs=20, batch_size=64, learning_rate=0.05).model
+    return training.train(fresh(), jax.random.key(1), x, y, epochs=20, batch_size=64, learning_rate=0.05).model
 
 
 @functools.cache

@@ -82,6 +82,16 @@ MISTAKES = (
         "--out is empty: give it a value (is a variable of the shell not set?)",
     ),
     Mistake(
+        "two dashes for a value",
+        f"{U} --out=--",
+        "--out is empty: give it a value (is a variable of the shell not set?)",
+    ),
+    Mistake(
+        "two dashes for a value of a flag that may be given several times",
+        f"{U} --out out --artefact=--",
+        "--artefact is empty: give it a value (is a variable of the shell not set?)",
+    ),
+    Mistake(
         "an empty value of a flag that may be given several times",
         f"{U} --out out --artefact ''",
         "--artefact is empty: give it a value (is a variable of the shell not set?)",

@@ -9,29 +9,17 @@ import shlex
 from pathlib import Path
 
 import hypothesis.strategies as st
-import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from jaxunlearn import checkpoint, models
 from jaxunlearn._types import Preprocess
 from jaxunlearn.cli.main import main
 from jaxunlearn.data import Reading, open_source, parse_forget, pictures
 from tests import data_mistakes
 from tests.data_mistakes import MISTAKES
-from tests.digits_net import ARCH
 from tests.picture_files import digit, write_folder, write_parquet
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "errors.md"
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    """A checkpoint of the network with fresh weights."""
-    recipe = models.recipe(ARCH, num_classes=10, input_shape=(8, 8, 1))
-    path = tmp_path_factory.mktemp("net") / "checkpoint"
-    checkpoint.save(path, models.from_recipe(recipe, key=jax.random.key(0)))
-    return path
 
 
 def pattern(said: str) -> str:

@@ -19,22 +19,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from jaxunlearn import _journal, checkpoint, models
+from jaxunlearn import _journal
 from jaxunlearn.cli import _comparison, _errors
 from jaxunlearn.cli.main import main
 from tests import flag_mistakes
-from tests.digits_net import ARCH
 from tests.flag_mistakes import MISTAKES
 from tests.test_data_errors import PAGE, pattern
-
-
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    """A checkpoint of the network with fresh weights."""
-    recipe = models.recipe(ARCH, num_classes=10, input_shape=(8, 8, 1))
-    path = tmp_path_factory.mktemp("net") / "checkpoint"
-    checkpoint.save(path, models.from_recipe(recipe, key=jax.random.key(0)))
-    return path
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.what)

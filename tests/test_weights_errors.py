@@ -43,14 +43,6 @@ def load(path: Path) -> Model:
     return convert.load_weights(path, RECIPE, lambda recipe, abstract: template())
 
 
-@pytest.fixture(scope="module")
-def net(tmp_path_factory):
-    """A checkpoint of the network with fresh weights."""
-    path = tmp_path_factory.mktemp("net") / "checkpoint"
-    checkpoint.save(path, models.from_recipe(RECIPE, key=jax.random.key(0)))
-    return path
-
-
 def said_of(argv: str, capsys: pytest.CaptureFixture) -> str:
     """Return the one line that is said of a command that is refused."""
     before = sorted(Path().rglob("*"))

@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn import _files, checkpoint, convert, models
+from tests import digits_net
 from tests.data_mistakes import cut, file, link, rows
 from tests.digits_net import ARCH
 from tests.flag_mistakes import Mistake, files
@@ -33,8 +34,7 @@ HF = {"model_type": "resnet", "num_labels": 10, "hidden_sizes": [8, 16], "depths
 @functools.cache
 def fresh() -> dict[str, np.ndarray]:
     """Return fresh weights of the network of the digits, by PyTorch's names."""
-    recipe = models.recipe(ARCH, num_classes=10, input_shape=(8, 8, 1))
-    return convert.to_torch(models.from_recipe(recipe, key=jax.random.key(0)))
+    return convert.to_torch(digits_net.fresh())
 
 
 def changed(**change: Any) -> dict[str, np.ndarray]:

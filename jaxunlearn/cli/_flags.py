@@ -30,7 +30,8 @@ class Parser(argparse.ArgumentParser):
         found, left = super().parse_known_args(*args, **kwargs)
         for action in self._actions:
             value = getattr(found, action.dest, None)
-            if value == "" != action.default or (isinstance(value, list) and "" in value):
+            values = value if isinstance(value, list) and value else [value]
+            if value != action.default and any(one in ("", []) for one in values):  # argparse makes [] of --flag=--
                 name = action.option_strings[0] if action.option_strings else str(action.metavar)
                 raise _errors.UserError(f"{name} is empty: give it a value (is a variable of the shell not set?)")
         return found, left
