@@ -1,15 +1,15 @@
 """Show how time and memory grow with the number of instances, and when side by side beats one after another.
 
-    python -m experiments.benchmarks.growth                     # 16 to 4,096 instances: about half an hour on 2 cores
+    python -m experiments.benchmarks.growth                     # 16 to 4,096 instances
     python -m experiments.benchmarks.growth --sizes 16,64,256   # less
     python -m experiments.benchmarks.growth --picture F.png --from RESULT.json
 
 ResNet-20. Attack (3 steps), importance and evaluation, each size in a process of
-its own: seconds of a call after a small one has compiled, and what it added to
-the process's peak memory. Then 1 to 16 independent requests
-on a small network: `jax.vmap` over requests against one jitted request after
-another, with `lax.conv` and with patches and one matrix product, whose gradient
-under vmap is no grouped convolution.
+its own: seconds of a call after a small one has compiled (median and range of the
+repeats), and what the calls added to the process's peak memory. Then 1 to 16
+independent requests on a small network: `jax.vmap` over requests against one
+jitted request after another in alternation, with `lax.conv` and with patches and
+one matrix product, whose gradient under vmap is no grouped convolution.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import argparse
 import datetime
 import json
 import multiprocessing
+import statistics
 import sys
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ import numpy as np
 WORK = ("attack", "importance", "evaluation")
 SIZES = (16, 64, 256, 1024, 4096)
 LANES = (1, 4, 16)
+REPEATS = 3
 
 
 def _grown(pipe: Any, what: str, n: int, cores: int) -> None:
-    """Send seconds and added peak memory of one phase on n instances."""
+    """Send the seconds of each repeat, and the added peak memory, of one phase on n instances."""
     import resource
 
     import jax
@@ -55,14 +58,12 @@ def _grown(pipe: Any, what: str, n: int, cores: int) -> None:
     }[what]
     jax.block_until_ready(run(jax.tree.map(lambda leaf: leaf[:16], forget)))  # compiles, for any n
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    began = time.perf_counter()
-    jax.block_until_ready(run(forget))
-    seconds = time.perf_counter() - began
+    seconds = [_seconds(partial(run, forget)) for _ in range(REPEATS)]
     pipe.send({"seconds": seconds, "added_mib": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024})
 
 
 def _lanes(pipe: Any, conv: str, lanes: int, cores: int) -> None:
-    """Send seconds of weight gradients of several models, side by side and one after another, compiled before."""
+    """Send the seconds of weight gradients of several models, side by side and one after another, compiled before."""
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
@@ -93,19 +94,22 @@ def _lanes(pipe: Any, conv: str, lanes: int, cores: int) -> None:
     one, many = jax.jit(gradient), jax.jit(jax.vmap(gradient))
     each = [jax.tree.map(lambda leaf, i=i: leaf[i], params) for i in range(lanes)]
 
-    def timed(run: Any) -> float:
-        jax.block_until_ready(run())
-        seconds = []
-        for _ in range(5):
-            began = time.perf_counter()
-            jax.block_until_ready(run())
-            seconds.append(time.perf_counter() - began)
-        return min(seconds)
-
-    pipe.send({"vmapped": timed(partial(many, params)), "one by one": timed(lambda: [one(p) for p in each])})
+    runs = {"vmapped": partial(many, params), "one by one": lambda: [one(p) for p in each]}
+    for run in runs.values():
+        _seconds(run)  # compiles
+    pairs = [{name: _seconds(run) for name, run in runs.items()} for _ in range(3 * REPEATS)]
+    pipe.send({name: [pair[name] for pair in pairs] for name in runs})
 
 
-def _in_process(work: Any, *args: Any) -> dict[str, float]:
+def _seconds(run: Callable[[], Any]) -> float:
+    import jax
+
+    began = time.perf_counter()
+    jax.block_until_ready(run())
+    return time.perf_counter() - began
+
+
+def _in_process(work: Any, *args: Any) -> dict[str, Any]:
     context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()
     process = context.Process(target=work, args=(far, *args))
@@ -117,16 +121,25 @@ def _in_process(work: Any, *args: Any) -> dict[str, float]:
 
 def table(kept: dict[str, Any]) -> str:
     """Return both tables as Markdown."""
-    lines = ["| phase | instances | s | ms an instance | added peak memory, MiB |", "|---|---|---|---|---|"]
+    lines = [
+        "| phase | instances | s, median (range) | ms an instance | added peak memory, MiB |",
+        "|---|---|---|---|---|",
+    ]
     for row in kept["growth"]:
-        each = 1000 * row["seconds"] / row["n"]
-        lines.append(f"| {row['what']} | {row['n']:,} | {row['seconds']:.2f} | {each:.1f} | {row['added_mib']:.0f} |")
-    lines += ["", "| convolution | models | vmapped, s | one by one, s | vmapped is |", "|---|---|---|---|---|"]
+        each = 1000 * statistics.median(row["seconds"]) / row["n"]
+        seconds = _spread(row["seconds"])
+        lines.append(f"| {row['what']} | {row['n']:,} | {seconds} | {each:.1f} | {row['added_mib']:.0f} |")
+    lines += ["", "| convolution | models | vmapped, ms | one by one, ms | vmapped is |", "|---|---|---|---|---|"]
     for row in kept["lanes"]:
-        ratio = row["one by one"] / row["vmapped"]
-        cells = (row["conv"], str(row["lanes"]), f"{row['vmapped']:.3f}", f"{row['one by one']:.3f}")
-        lines.append(f"| {' | '.join(cells)} | {ratio:.2f} times as fast |")
+        ratio = [one / many for one, many in zip(row["one by one"], row["vmapped"], strict=True)]
+        vmapped, one_by_one = (_spread([1000 * s for s in row[how]]) for how in ("vmapped", "one by one"))
+        cells = (row["conv"], str(row["lanes"]), vmapped, one_by_one, f"{_spread(ratio)} times as fast")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def picture(kept: dict[str, Any], path: Path) -> None:
@@ -139,12 +152,13 @@ def picture(kept: dict[str, Any], path: Path) -> None:
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6))
     for what in WORK:
         rows = [row for row in kept["growth"] if row["what"] == what]
-        n = [row["n"] for row in rows]
-        left.plot(n, [row["seconds"] for row in rows], "o-", label=what)
+        n = np.array([row["n"] for row in rows])
+        seconds = [statistics.median(row["seconds"]) for row in rows]
+        left.plot(n, seconds, "o-", label=what)
+        # What it would be if all instances took as long as they do at the second size, where no piece is padded.
+        left.plot(n, seconds[min(1, len(n) - 1)] * n / n[min(1, len(n) - 1)], "k:", lw=1)
         right.plot(n, [row["added_mib"] for row in rows], "o-", label=what)
-    n = np.array([row["n"] for row in kept["growth"] if row["what"] == WORK[0]])
-    first = next(row for row in kept["growth"] if row["what"] == WORK[0])
-    left.plot(n, first["seconds"] * n / first["n"], "k:", lw=1, label="linear")
+    left.plot([], [], "k:", lw=1, label="linear")
     left.set(xscale="log", yscale="log", xlabel="instances", ylabel="s")
     right.set(xscale="log", xlabel="instances", ylabel="added peak memory, MiB")
     for ax in (left, right):
@@ -180,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         for what in WORK:
             for n in map(int, args.sizes.split(",")):
                 kept["growth"].append({"what": what, "n": n} | _in_process(_grown, what, n, cores))
-                print(f"{what}, {n}: {kept['growth'][-1]['seconds']:.2f} s", file=sys.stderr)
+                print(f"{what}, {n}: {_spread(kept['growth'][-1]['seconds'])} s", file=sys.stderr)
         for conv in ("lax.conv", "patches"):
             for lanes in map(int, args.lanes.split(",")):
                 kept["lanes"].append({"conv": conv, "lanes": lanes} | _in_process(_lanes, conv, lanes, cores))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import itertools
 import json
 import multiprocessing
 import statistics
@@ -389,20 +390,24 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    cells = list(dict.fromkeys((row["network"], row["k"]) for row in rows))
-    figure, axes = plt.subplots(1, len(cells), figsize=(1.2 + 3.2 * len(cells), 3.4), sharey=True, squeeze=False)
-    for ax, (arch, k) in zip(axes[0], cells, strict=True):
+    archs, sizes = (list(dict.fromkeys(row[name] for row in rows)) for name in ("network", "k"))
+    shape = (len(archs), len(sizes))
+    size = (1.2 + 3.2 * shape[1], 0.6 + 2.7 * shape[0])
+    figure, axes = plt.subplots(*shape, figsize=size, sharex="row", sharey=True, squeeze=False)
+    for ax, (arch, k) in zip(axes.flat, itertools.product(archs, sizes), strict=True):
         for shift, who, colour in ((-0.2, OURS, "#0969da"), (0.2, TUNED, "#bc4c00")):
             own = {r["phase"]: r for r in rows if (r["network"], r["k"], r["who"]) == (arch, k, who)}
-            value = [own[phase]["times_as_fast"] for phase in PHASES]
-            low, high = ([own[phase]["times_as_fast_range"][i] for phase in PHASES] for i in (0, 1))
+            phases = [phase for phase in PHASES if phase in own]
+            value = [own[phase]["times_as_fast"] for phase in phases]
+            low, high = ([own[phase]["times_as_fast_range"][i] for phase in phases] for i in (0, 1))
             error = np.abs([np.subtract(value, low), np.subtract(high, value)])
-            place = np.arange(len(PHASES)) + shift
+            place = np.arange(len(phases)) + shift
             ax.barh(place, value, 0.36, xerr=error, color=colour, label=who, error_kw={"lw": 1})
         ax.axvline(1, color="0.4", lw=1, ls="--")
         ax.set(title=f"{arch}, k = {k}", yticks=range(len(PHASES)), yticklabels=PHASES)
-        ax.set_xlabel("times as fast as PyTorch as published")
         ax.grid(axis="x", alpha=0.3)
+    for ax in axes[-1]:
+        ax.set_xlabel("times as fast as PyTorch as published")
     axes[0, 0].invert_yaxis()
     axes[0, -1].legend(fontsize=8)
     figure.tight_layout()
@@ -441,26 +446,31 @@ def main(argv: list[str] | None = None) -> None:
     counting.start()
     ceiling = near.recv()
     counting.join()
-    rows = [row for arch in archs for k in sizes for row in measure(arch, k, budgets[arch], repeats, cores)]
     flags = f"--networks {','.join(archs)} --k {','.join(map(str, sizes))} --repeats {repeats}"
-    kept = {
+    kept: dict[str, Any] = {
         "command": f"python -m experiments.benchmarks.phases {'--quick ' if args.quick else ''}{flags}",
         "date": now.isoformat(timespec="seconds"),
         "hardware": hardware(cores),
         "ceiling": ceiling,
         "budgets": {arch: dataclasses.asdict(budgets[arch]) for arch in archs},
-        "others_share": max(row.get("others_share", 0.0) for row in rows),
-        "rows": rows,
+        "others_share": 0.0,
+        "rows": [],
     }
+    name = f"phases{'_quick' if args.quick else ''}_{now:%Y%m%dT%H%M%S}.json"
+    out = args.out or Path(__file__).parent / "results" / name
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for arch, k in itertools.product(archs, sizes):
+        kept["rows"] += measure(arch, k, budgets[arch], repeats, cores)
+        kept["others_share"] = max(row.get("others_share", 0.0) for row in kept["rows"])
+        # After every cell: an hour's figures are not to hang on the last minute.
+        aside = out.with_name(f"{out.name}.part")
+        aside.write_text(json.dumps(kept, indent=1) + "\n")
+        aside.replace(out)
     print(table(summary(kept)))
     reached = f"{ceiling['flops'] / 1e9:.0f} GFLOP/s, copy {ceiling['bytes'] / 2**30:.1f} GiB/s"
     print(f"\nCeiling, measured in this run: matrix product of 2,048 {reached}. GPU: not run.")
     if kept["others_share"] > QUIET_SHARE:
         print(f"NOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")
-    name = f"phases{'_quick' if args.quick else ''}_{now:%Y%m%dT%H%M%S}.json"
-    out = args.out or Path(__file__).parent / "results" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(kept, indent=1) + "\n")
     print(f"\nKept in {out.name}", file=sys.stderr)
     if args.picture:
         picture(summary(kept), args.picture)
