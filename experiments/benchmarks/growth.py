@@ -32,6 +32,8 @@ WORK = ("attack", "importance", "evaluation")
 SIZES = (16, 64, 256, 1024, 4096)
 LANES = (1, 4, 16)
 REPEATS = 3
+#: A CIFAR-10 image in float32.
+IMAGE_MIB = 4 * 3 * 32 * 32 / 2**20
 
 
 def _grown(pipe: Any, what: str, n: int, cores: int) -> None:
@@ -158,12 +160,13 @@ def picture(kept: dict[str, Any], path: Path) -> None:
         # What it would be if all instances took as long as they do at the second size, where no piece is padded.
         left.plot(n, seconds[min(1, len(n) - 1)] * n / n[min(1, len(n) - 1)], "k:", lw=1)
         right.plot(n, [row["added_mib"] for row in rows], "o-", label=what)
+    right.plot(n, n * IMAGE_MIB, "k:", lw=1, label="the images, once")
     left.plot([], [], "k:", lw=1, label="linear")
     left.set(xscale="log", yscale="log", xlabel="instances", ylabel="s")
     right.set(xscale="log", xlabel="instances", ylabel="added peak memory, MiB")
     for ax in (left, right):
         ax.grid(alpha=0.3)
-    left.legend(fontsize=8)
+        ax.legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     print(path)
