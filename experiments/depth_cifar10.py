@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from experiments import minimal_edit_cifar10 as shared, real
-from jaxunlearn import _config, keep_memory, loop, methods
+from jaxunlearn import _config, loop, methods, tune_cpu
 from jaxunlearn._types import Batch, Model, Problem
 from jaxunlearn.audits.depth import depth
 
@@ -157,7 +157,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--table", action="store_true", help="print the results so far and stop")
     parser.add_argument("--picture", type=Path, help="draw the results so far and stop")
     args = parser.parse_args(argv)
-    keep_memory()
+    tune_cpu()
     rows = shared.read(args.out)
     if args.table or args.picture:
         if args.picture and rows:

@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from experiments import real
-from jaxunlearn import data, inference, keep_memory, loop, methods
+from jaxunlearn import data, inference, loop, methods, tune_cpu
 from jaxunlearn._types import Batch, Model, Problem
 
 METHODS = ("neggrad", "adv", "adv-imp")
@@ -242,7 +242,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="such as preset=published,set=listed")
     parser.add_argument("--out", type=Path, help="result file, JSON lines")
     args = parser.parse_args(argv)
-    keep_memory()
+    tune_cpu()
     name = "l2ul_cifar10_tiny.jsonl" if args.tiny else "l2ul_cifar10.jsonl"
     out = args.out or Path(__file__).parent / "results" / name
     rows = read(out)

@@ -33,7 +33,7 @@ import jax
 import numpy as np
 
 from experiments import real, small_cnn
-from jaxunlearn import _config, _tree, audits, data, inference, keep_memory, loop, methods, proxies
+from jaxunlearn import _config, _tree, audits, data, inference, loop, methods, proxies, tune_cpu
 from jaxunlearn._types import Batch, Model, Problem
 
 SPEC = methods.get("minimal-edit")
@@ -230,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="result file, JSON lines")
     parser.add_argument("--table", action="store_true", help="print the results so far and stop")
     args = parser.parse_args(argv)
-    keep_memory()
+    tune_cpu()
     rows = read(args.out)
     if args.table:
         print(table(rows) if rows else f"no results in {args.out}")

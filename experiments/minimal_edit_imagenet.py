@@ -39,7 +39,7 @@ import jax
 import numpy as np
 
 from experiments import minimal_edit_cifar10 as shared, real
-from jaxunlearn import _config, convert, curvature, data, inference, keep_memory, loop, models
+from jaxunlearn import _config, convert, curvature, data, inference, loop, models, tune_cpu
 from jaxunlearn._types import Batch, Model, Problem
 from jaxunlearn.methods.minimal_edit import SPEC, MinimalEdit
 
@@ -188,7 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="result file, JSON lines")
     parser.add_argument("--table", action="store_true", help="print the results so far and stop")
     args = parser.parse_args(argv)
-    keep_memory()
+    tune_cpu()
     rows = shared.read(args.out)
     if args.table:
         print(table(rows) if rows else f"no results in {args.out}")

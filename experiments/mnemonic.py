@@ -35,7 +35,7 @@ import jax
 import numpy as np
 
 from experiments import minimal_edit_cifar10 as shared, real
-from jaxunlearn import artefacts, checkpoint, data, inference, keep_memory, loop, models, proxies, training
+from jaxunlearn import artefacts, checkpoint, data, inference, loop, models, proxies, training, tune_cpu
 from jaxunlearn._types import Artefact, Batch, Model, Problem
 from jaxunlearn.methods import mnemonic
 
@@ -182,7 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="result file, JSON lines")
     parser.add_argument("--table", action="store_true", help="print the results so far and stop")
     args = parser.parse_args(argv)
-    keep_memory()
+    tune_cpu()
     rows = shared.read(args.out)
     if args.table:
         print(table(rows) if rows else f"no results in {args.out}")

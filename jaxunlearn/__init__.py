@@ -33,7 +33,7 @@ _HOME = {
     "from_nnx": "adapters",
     "holding_weight": "importance",
     "hparam": "_config",
-    "keep_memory": "_allocator",
+    "tune_cpu": "_cpu",
     "mas": "importance",
     "masked_regularization": "transforms",
     "normalised": "adapters",

@@ -1,5 +1,5 @@
-from jaxunlearn._allocator import keep_memory as keep_memory
 from jaxunlearn._config import BaseConfig as BaseConfig, hparam as hparam
+from jaxunlearn._cpu import tune_cpu as tune_cpu
 from jaxunlearn._types import (
     Artefact as Artefact,
     Batch as Batch,

@@ -11,6 +11,10 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxunlearn import _cpu
+
+# As the command line does, so that what tests run in this process is what they start in others, to the bit.
+_cpu.convolve_on_all_cores()
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 # Many tests compile the same small programs anew; one cache for the session, all its workers, halves the time.

@@ -19,7 +19,10 @@ CASES = [  # n, size, channels, features, kernel, stride, padding
     (2, 14, 3, 4, 7, 2, (3, 3)),
     (2, 8, 4, 6, 1, 2, (0, 0)),
     (2, 7, 2, 3, 3, 2, (0, 1)),
-    (37, 6, 2, 3, 3, 1, (1, 1)),  # two groups and a rest
+    (67, 6, 2, 3, 3, 1, (1, 1)),  # two groups and a rest
+    (11, 6, 8, 5, 3, 1, (1, 1)),  # few channels: two groups and a rest
+    (3, 7, 8, 3, 3, 1, (0, 3)),
+    (4, 7, 9, 3, 5, 1, (2, 1)),
 ]
 
 

@@ -21,7 +21,7 @@ FLOORS = (
         "_repeat",
         "_journal",
         "_ahead",
-        "_allocator",
+        "_cpu",
         "_files",
     },
     {"losses", "inference", "adapters", "wrappers", "sharding"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import platform
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import jaxunlearn
+from jaxunlearn import _cpu
 
 HEAVY = ("flax", "orbax", "tensorflow_datasets", "torch", "sklearn", "matplotlib", "rich", "PIL")
 
@@ -63,10 +65,10 @@ def test_module_runs_as_the_command():
 FAULTS = """
 import resource, statistics, sys
 import jax, jax.numpy as jnp
-from jaxunlearn import keep_memory
+from jaxunlearn import tune_cpu
 
 if sys.argv[1] == "keep":
-    assert keep_memory()
+    assert tune_cpu()
 run = jax.jit(lambda a: jnp.cumsum(a).at[::2].add(1.0).sum())  # scratch of 64 MiB at least
 a = jnp.ones(2**24)
 run(a).block_until_ready()
@@ -88,3 +90,27 @@ def test_memory_that_is_kept_is_not_faulted_in_again():
     released, kept = faults("release"), faults("keep")
     assert released > 64 * 2**20 // resource.getpagesize() // 2, "the program has no large scratch memory"
     assert kept < released / 10
+
+
+@pytest.mark.parametrize(
+    ("cores", "version", "before", "after"),
+    [
+        (2, (0, 10, 2), "", "--xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        (2, (0, 10, 2), "--a=1", "--a=1 --xla_cpu_experimental_ynn_fusion_type=-individual_convolution"),
+        (2, (0, 10, 2), "--xla_cpu_experimental_ynn_fusion_type=", "--xla_cpu_experimental_ynn_fusion_type="),
+        (1, (0, 10, 2), "", ""),  # there it would be slower
+        (2, (0, 12, 0), "", ""),  # a flag that XLA does not know would end the process
+    ],
+)
+def test_convolutions_use_all_cores_where_the_flag_is_known(monkeypatch, cores, version, before, after):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("jax.version.__version_info__", version)
+    monkeypatch.setenv("XLA_FLAGS", before)
+    _cpu.convolve_on_all_cores()
+    assert os.environ["XLA_FLAGS"] == after
+
+
+def test_xla_knows_the_flag_that_is_given_to_it():
+    program = "import jax; from jaxunlearn import tune_cpu; tune_cpu(); print(jax.device_count())"
+    env = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, env=env)

@@ -236,11 +236,11 @@ def _worker(pipe: Any, who: str, arch: str, k: int, budget: Budget, cores: int) 
     import resource
 
     from experiments.benchmarks.compare_torch import limit_cores
-    from jaxunlearn import keep_memory
+    from jaxunlearn import tune_cpu
 
     limit_cores(cores)
     if who != PUBLISHED:
-        keep_memory()
+        tune_cpu()
     contestant = Ours(arch, k, budget) if who == OURS else Theirs(arch, k, budget, tuned=who == TUNED)
     pipe.send("ready")
     for phase, seed in iter(pipe.recv, None):

@@ -7,7 +7,7 @@ Forms: ours (`jaxunlearn.models._conv`, groups of images in turn); all images in
 one piece; patches and one matrix product; XLA's own gradient of
 `lax.conv_general_dilated`; and for ResNet-20 the network in eager PyTorch. All
 give the gradient of the mean cross-entropy in all weights, BatchNorm in train
-mode, in a process that keeps its memory (`jaxunlearn.keep_memory`; without it: --no-keep). Ratios are within
+mode, in a process that keeps its memory (`jaxunlearn.tune_cpu`; without it: --no-keep). Ratios are within
 a repeat.
 """
 
@@ -30,7 +30,7 @@ import torch
 
 from experiments import real
 from experiments.benchmarks import torch_l2ul
-from jaxunlearn import keep_memory, losses, models
+from jaxunlearn import losses, models, tune_cpu
 from jaxunlearn._types import Array, Model
 from jaxunlearn.models import _conv
 
@@ -40,11 +40,7 @@ now = _conv._weight_gradient
 
 def piece(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
     """Convolve all images in one piece, as ours does with each of its groups."""
-    size, _conv._GROUP = _conv._GROUP, 1 << 30
-    try:
-        return now(dy, x, w, strides, padding)
-    finally:
-        _conv._GROUP = size
+    return _conv._channels_as_batch(x, dy, w=w, strides=strides, padding=padding)
 
 
 def patches(dy: Array, x: Array, w: Array, strides: Any, padding: Any) -> Array:
@@ -103,7 +99,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--no-keep", dest="keep", action="store_false", help="let the C library give memory back")
     args = parser.parse_args(argv)
     if args.keep:
-        keep_memory()
+        tune_cpu()
     resnet20 = args.network == "cifar_resnet20"
     if resnet20:
         model = real.network(args.network)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import jax
 
-from jaxunlearn._allocator import keep_memory
+from jaxunlearn._cpu import tune_cpu
 from jaxunlearn.cli import _cache, _errors
 
 
@@ -29,7 +29,7 @@ def chosen(args: argparse.Namespace) -> Iterator[str]:
     device, precision = args.device, args.precision
     if device == "cpu":  # keeps a GPU from being claimed; without effect once a device was used
         jax.config.update("jax_platforms", "cpu")
-    keep_memory()
+    tune_cpu()
     try:
         found = jax.local_devices() if device == "auto" else jax.local_devices(backend=device)
     except RuntimeError as error:
