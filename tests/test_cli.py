@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -275,6 +276,24 @@ def test_interrupted_before_the_first_step_writes_nothing(weights, tmp_path, mon
     assert main([*argv, "--out", str(tmp_path / "a")]) == 130
     assert capsys.readouterr().err == "jaxunlearn: interrupted; nothing was written, the same command begins anew\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_interrupted_while_it_writes_says_which_folders_there_are(tmp_path, monkeypatch, capsys):
+    from jaxunlearn.cli import _run, main as program
+
+    def write(folder, record, *, overwrite):
+        if record.method == "c":
+            raise KeyboardInterrupt
+        return folder
+
+    def interrupted(arguments):
+        records = [SimpleNamespace(method=method) for method in "abcd"]
+        demo._tell(SimpleNamespace(out=str(tmp_path), overwrite=False), records)
+
+    monkeypatch.setattr(_run, "write", write)
+    monkeypatch.setattr(program, "_dispatch", interrupted)
+    assert main(["demo"]) == 130
+    assert capsys.readouterr().err == f"jaxunlearn: interrupted; of 4 folders in {tmp_path} there are a, b\n"
 
 
 # --- evaluate ----------------------------------------------------------------

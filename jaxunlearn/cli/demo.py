@@ -103,7 +103,15 @@ def _forget(request: _run.Request, method: str, before: _run.Measured, command: 
 
 def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
     out = Path(os.path.abspath(args.out))
-    folders = [_run.write(out / record.method, record, overwrite=args.overwrite) for record in records]
+    folders: list[Path] = []
+    try:
+        for record in records:
+            folders.append(_run.write(out / record.method, record, overwrite=args.overwrite))
+    except KeyboardInterrupt:
+        if not folders:
+            raise
+        done = ", ".join(folder.name for folder in folders)
+        raise KeyboardInterrupt(f"interrupted; of {len(records)} folders in {out} there are {done}") from None
     print()
     _output.summary(records)
     print()

@@ -52,8 +52,8 @@ def _guarded(arguments: list[str]) -> int:
             status = _dispatch(arguments)
             sys.stdout.flush()  # a full disk is found here, not when Python ends
             return status
-        except KeyboardInterrupt:
-            _errors.say("interrupted; nothing was written, the same command begins anew")
+        except KeyboardInterrupt as stop:
+            _errors.say(str(stop) or "interrupted; nothing was written, the same command begins anew")
             return _process.interrupted()
         except Exception as error:
             line = _errors.told(error)

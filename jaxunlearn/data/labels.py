@@ -9,7 +9,14 @@ from typing import NamedTuple
 
 from jaxunlearn.data._source import Reading
 
-HOW = "give --classes FILE: the network's class names, one a line, in the order of its outputs"
+_IN_PYTHON = "class_names"
+
+
+def how(reading: Reading) -> str:
+    """Return what is to be given where the order of the classes is not known, on the command line or in Python."""
+    if reading.classes_from == _IN_PYTHON:
+        return "give class_names: the names of the network's classes, in the order of its outputs"
+    return "give --classes FILE: the network's class names, one a line, in the order of its outputs"
 
 
 class Order(NamedTuple):
@@ -63,7 +70,8 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
         if len(missing) < len(names) or not _numbers(names):
             raise ValueError(
                 f"class {missing[0]!r} of {where} is not among the {len(known)} of {reading.classes_from} "
-                f"({', '.join(known[:3])}, ...): " + ("add it" if reading.classes_from.startswith("--") else HOW)
+                f"({', '.join(known[:3])}, ...): "
+                + ("add it" if reading.classes_from.startswith(("--", _IN_PYTHON)) else how(reading))
             )
     if _numbers(names):
         label = {name: int(name) for name in names}
@@ -72,13 +80,13 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
             if limit is not None and value >= limit:
                 raise ValueError(
                     f"label {name} of {where} is out of range: the network has outputs 0 to {limit - 1}"
-                    + (f" (if it is a name and not a number, {HOW})" if known is None else "")
+                    + (f" (if it is a name and not a number, {how(reading)})" if known is None else "")
                 )
         _distinct(label, where)
         return Order(label, known, limit or max(label.values()) + 1, "labels are the numbers that are given")
     if count is not None and len(names) != count:
         few = "a class" if len(names) == 1 else f"{len(names)} classes"
-        raise ValueError(f"{where} has {few} ({shown}), the network {count}: {HOW}")
+        raise ValueError(f"{where} has {few} ({shown}), the network {count}: {how(reading)}")
     label = {name: number for number, name in enumerate(names)}
     return Order(label, tuple(names), len(names), f"{len(names)}, their names sorted: {shown}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.files import source_of
-from jaxunlearn.data.labels import HOW, Order, class_order
+from jaxunlearn.data.labels import Order, class_order, how
 from jaxunlearn.data.pictures import Content, name_of
 
 _SPLITS = ("train", "test", "validation", "valid", "val", "dev")
@@ -222,7 +222,9 @@ def _labels(path: str, column: str, values: list[Any], names: Any, reading: Read
         return np.array([order.label[names[value]] for value in values]), order
     if reading.num_classes not in (None, len(names)):
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise ValueError(f"{path} has {len(names)} classes ({shown}), the network {reading.num_classes}: {HOW}")
+        raise ValueError(
+            f"{path} has {len(names)} classes ({shown}), the network {reading.num_classes}: {how(reading)}"
+        )
     label = {name: number for number, name in enumerate(names)}
     return np.array(values), Order(
         label, tuple(names), len(names), f"{len(names)}, in the order of the file's metadata"
