@@ -194,9 +194,8 @@ class Theirs:
         model = copy.deepcopy(self.model)
         weights = {name: self.torch.ones_like(p) for name, p in model.named_parameters()}
         steps, y = self.budget.steps, self.y
-        torch_l2ul.unlearn(
-            model, self.x, y, self.adversarial, weights, lr=1e-5, max_steps=steps, tuned=self.tuned, look_first=False
-        )
+        settings: dict[str, Any] = dict(lr=1e-5, max_steps=steps, tuned=self.tuned, look_first=False, stop=False)
+        torch_l2ul.unlearn(model, self.x, y, self.adversarial, weights, **settings)
         return model
 
     def evaluation(self, seed: int) -> Any:
@@ -395,13 +394,15 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     size = (1.2 + 3.2 * shape[1], 0.6 + 2.7 * shape[0])
     figure, axes = plt.subplots(*shape, figsize=size, sharex="row", sharey=True, squeeze=False)
     for ax, (arch, k) in zip(axes.flat, itertools.product(archs, sizes), strict=True):
+        if not any((row["network"], row["k"]) == (arch, k) for row in rows):
+            ax.set_axis_off()  # not run
+            continue
         for shift, who, colour in ((-0.2, OURS, "#0969da"), (0.2, TUNED, "#bc4c00")):
             own = {r["phase"]: r for r in rows if (r["network"], r["k"], r["who"]) == (arch, k, who)}
-            phases = [phase for phase in PHASES if phase in own]
-            value = [own[phase]["times_as_fast"] for phase in phases]
-            low, high = ([own[phase]["times_as_fast_range"][i] for phase in phases] for i in (0, 1))
+            value = [own[phase]["times_as_fast"] for phase in PHASES]
+            low, high = ([own[phase]["times_as_fast_range"][i] for phase in PHASES] for i in (0, 1))
             error = np.abs([np.subtract(value, low), np.subtract(high, value)])
-            place = np.arange(len(phases)) + shift
+            place = np.arange(len(PHASES)) + shift
             ax.barh(place, value, 0.36, xerr=error, color=colour, label=who, error_kw={"lw": 1})
         ax.axvline(1, color="0.4", lw=1, ls="--")
         ax.set(title=f"{arch}, k = {k}", yticks=range(len(PHASES)), yticklabels=PHASES)
@@ -426,14 +427,18 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, help="3, quick 2")
     parser.add_argument("--threads", type=int, help="cores for all (all that are available)")
     parser.add_argument("--out", type=Path, help="JSON file")
-    parser.add_argument("--from", dest="source", type=Path, help="print and draw an earlier result, run nothing")
+    parser.add_argument(
+        "--from", dest="sources", type=Path, nargs="+", help="print and draw earlier results, run nothing"
+    )
     parser.add_argument("--picture", type=Path, help="PNG file")
     args = parser.parse_args(argv)
-    if args.source is not None:
-        kept = json.loads(args.source.read_text())
-        print(table(summary(kept)))
+    if args.sources is not None:
+        found = (row for source in args.sources for row in summary(json.loads(source.read_text())))
+        # What a later file has, too, is taken from there.
+        rows = list({(row["network"], row["k"], row["phase"], row["who"]): row for row in found}.values())
+        print(table(rows))
         if args.picture:
-            picture(summary(kept), args.picture)
+            picture(rows, args.picture)
         return
     budgets = QUICK if args.quick else FULL
     archs = tuple(args.networks.split(",")) if args.networks else tuple(budgets)

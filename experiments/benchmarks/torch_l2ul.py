@@ -240,6 +240,7 @@ def unlearn(
     max_steps: int | None = None,
     tuned: bool = False,
     look_first: bool = True,
+    stop: bool = True,
 ) -> Outcome:
     """Train the model in place until no forget image is classified as its label.
 
@@ -254,6 +255,7 @@ def unlearn(
       strength: lambda of the penalty ``lambda / 2 * sum W (theta - theta0)^2``.
       max_steps: stop after so many steps, whatever the passes.
       look_first: whether D_f is measured before the first step.
+      stop: whether to stop when D_f is forgotten; False takes all steps, and looks all the same.
     """
     if tuned:
         model.to(memory_format=torch.channels_last)
@@ -295,7 +297,7 @@ def unlearn(
             step(forget[steps % len(forget)], part)
             steps += 1
             look = part is not None or i == len(passing) - 1
-            if look and not remembered(model, x, y, tuned=tuned):
+            if look and not remembered(model, x, y, tuned=tuned) and stop:
                 return Outcome(steps, passes, "forgotten")
             if steps == max_steps:
                 return Outcome(steps, passes, "max_steps")
