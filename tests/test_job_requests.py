@@ -54,6 +54,13 @@ def test_pictures_give_the_numbers_of_the_command_line(tmp_path, monkeypatch, ca
     for source in ("folder:three", data.open_source("folder:three", reading=data.Reading(preprocess=_fit(8)))):
         with pytest.raises(ValueError, match=r"folder:three has 3 classes"):
             jaxunlearn.run(network(), "all", data=source, method="neggrad")
+    with pytest.raises(ValueError, match="the network 10: give class_names: the names of the network's classes"):
+        jaxunlearn.run(network(), "all", data="folder:three", method="neggrad")
+    with pytest.raises(ValueError, match=r"class 'd3' of folder:three is not among the 10 of class_names .*: add it"):
+        jaxunlearn.run(network(), "all", data="folder:three", class_names=[*"abcdefghij"], method="neggrad")
+    Path("three/d3/3.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r'leave such pictures out with data.Reading\(on_bad_image="skip"\)'):
+        jaxunlearn.run(network(), "all", data="folder:three", class_names=NAMES, method="neggrad")
 
 
 def _fit(side):

@@ -25,6 +25,7 @@ class Reading:
       num_classes: C of the network, or None: the data decide.
       classes: the name of each output, in their order, or None.
       classes_from: what a message calls the place that they are from.
+      flags: whether messages name flags of the command line, or arguments of Python.
       on_bad_image: "fail" raises for a picture that cannot be read; "skip" leaves it out, and looks at all first.
       labelled: False for pictures without classes: all get the label 0.
     """
@@ -34,6 +35,7 @@ class Reading:
     num_classes: int | None = None
     classes: tuple[str, ...] | None = None
     classes_from: str = "--classes"
+    flags: bool = True
     on_bad_image: Literal["fail", "skip"] = "fail"
     labelled: bool = True
 

@@ -9,14 +9,12 @@ from typing import NamedTuple
 
 from jaxunlearn.data._source import Reading
 
-_IN_PYTHON = "class_names"
-
 
 def how(reading: Reading) -> str:
     """Return what is to be given where the order of the classes is not known, on the command line or in Python."""
-    if reading.classes_from == _IN_PYTHON:
-        return "give class_names: the names of the network's classes, in the order of its outputs"
-    return "give --classes FILE: the network's class names, one a line, in the order of its outputs"
+    if reading.flags:
+        return "give --classes FILE: the network's class names, one a line, in the order of its outputs"
+    return "give class_names: the names of the network's classes, in the order of its outputs"
 
 
 class Order(NamedTuple):
@@ -71,7 +69,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
             raise ValueError(
                 f"class {missing[0]!r} of {where} is not among the {len(known)} of {reading.classes_from} "
                 f"({', '.join(known[:3])}, ...): "
-                + ("add it" if reading.classes_from.startswith(("--", _IN_PYTHON)) else how(reading))
+                + (how(reading) if reading.flags and not reading.classes_from.startswith("--") else "add it")
             )
     if _numbers(names):
         label = {name: int(name) for name in names}

@@ -181,9 +181,9 @@ class Pictures(Kept):
         """Return the error that tells of pictures that cannot be read."""
         row, reason = next(iter(found.items()))
         more = f" (and {len(found) - 1} more such picture{'s' * (len(found) > 2)})" if len(found) > 1 else ""
+        skip = "--on-bad-image skip" if self._reading.flags else 'data.Reading(on_bad_image="skip")'
         return PictureError(
-            f"{self._name(row)} {reason}{more}: remove or replace it, "
-            "or leave such pictures out with --on-bad-image skip"
+            f"{self._name(row)} {reason}{more}: remove or replace it, or leave such pictures out with {skip}"
         )
 
     def _shape_of(self, total: int) -> tuple[int, int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -51,7 +52,8 @@ def open_for(model: Model, spec: str, class_names: Sequence[str] = ()) -> Source
     Raises:
       ValueError: as `jaxunlearn.data.open_source`; or the data have class names of their own.
     """
-    reading = reading_for(model.spec.recipe, model, classes=class_names or None, classes_from="class_names")
+    found = reading_for(model.spec.recipe, model, classes=class_names or None, classes_from="class_names")
+    reading = dataclasses.replace(found, flags=False)
     source = data_sources.open_source(spec, reading=reading)
     if reading.classes is not None and source.class_names != reading.classes:
         raise ValueError(f"class_names goes with arrays and files: {source.name} has its own")
