@@ -7,7 +7,7 @@ of ResNet-20 on 16 images, a sixth of its time.
 
 jaxlib 0.10 hands convolutions to the YNNPACK library, which ran those of
 ResNet-20's second and third stage on one core of two; Eigen, which XLA had before,
-takes both (272 images, 8 x 8, 64 channels: 5.8 ms instead of 9 to 15).
+takes both (experiments/benchmarks/convolutions.py).
 """
 
 from __future__ import annotations

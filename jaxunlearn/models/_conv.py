@@ -26,10 +26,10 @@ from jax import lax
 from jaxunlearn._types import Array
 
 _CANONICAL = ("NHWC", "HWIO", "NHWC")
-#: Least and most images whose weight gradient is one convolution, and the input values that they should have.
-_LEAST, _MOST, _VALUES = 8, 32, 2**17
-#: Images whose weight gradient is one matrix product where channels are few: these times the kernel's height.
-_GROUP, _FEW = 4, 64
+#: A group of images whose weight gradient is one convolution: about so many input values, from 8 to 32 images.
+_GROUP_VALUES, _GROUP_IMAGES = 2**17, (8, 32)
+#: A group of images whose weight gradient is one product of narrow matrices, and the width of these at most.
+_NARROW_GROUP, _NARROW = 4, 64
 
 
 def conv_general_dilated(
@@ -99,10 +99,13 @@ def _weight_gradient(dy: Array, x: Array, w: Array, strides: Any, padding: Any) 
     n, channels = x.shape[0], x.shape[3]
     if n == 1:
         return _weight_gradient_of_one(dy[0], x[0], w, strides, padding)
-    few = strides == (1, 1) and w.shape[1] > 1 and channels >= 8 and w.shape[0] * channels <= _FEW
-    form = _shifted_on_both_sides if few else _channels_as_batch
-    of = partial(form, w=w, strides=strides, padding=padding)
-    size = _GROUP if few else min(max(_VALUES // (x.size // n), _LEAST), _MOST)
+    # With one column there is nothing to shift; with 3 channels the convolution was the faster.
+    if strides == (1, 1) and w.shape[1] > 1 and channels >= 8 and w.shape[0] * channels <= _NARROW:
+        of, size = partial(_shifted_on_both_sides, w=w, padding=padding), _NARROW_GROUP
+    else:
+        least, most = _GROUP_IMAGES
+        size = min(max(_GROUP_VALUES * n // x.size, least), most)
+        of = partial(_channels_as_batch, w=w, strides=strides, padding=padding)
     groups = n // size
     if groups <= 1:
         return of(x, dy)
@@ -128,14 +131,13 @@ def _channels_as_batch(x: Array, dy: Array, *, w: Array, strides: Any, padding: 
     return jnp.transpose(dw, (1, 2, 0, 3))
 
 
-def _shifted_on_both_sides(x: Array, dy: Array, *, w: Array, strides: Any, padding: Any) -> Array:
+def _shifted_on_both_sides(x: Array, dy: Array, *, w: Array, padding: Any) -> Array:
     """Multiply images shifted by rows with output gradients shifted by columns; stride 1.
 
     ``dw[i, j] = sum_p x[row + i, column + j] dy[row, column]`` is also
     ``sum_p x[row + i, column] dy[row, column - j]``, so that a kernel of 3 x 3
     takes 3 copies of either side, where patches take 9 of the images.
     """
-    del strides
     rows, columns = w.shape[:2]
     height, width = dy.shape[1], x.shape[2]
     padded = jnp.pad(x, ((0, 0), padding[0], (0, 0), (0, 0)))
