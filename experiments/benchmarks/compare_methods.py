@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from experiments import real
-from experiments.benchmarks.compare_torch import QUIET, hardware, limit_cores, others_clock
+from experiments.benchmarks.machine import QUIET, hardware, limit_cores, others_clock
 from jaxunlearn import unlearn
 from jaxunlearn._types import Batch, Problem
 

@@ -16,15 +16,11 @@ import argparse
 import copy
 import dataclasses
 import datetime
-import importlib.metadata
 import json
-import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,13 +31,12 @@ import torch
 
 from experiments import real
 from experiments.benchmarks import torch_l2ul
+from experiments.benchmarks.machine import QUIET, Worker, compile_clock, hardware, limit_cores, others_clock
 from jaxunlearn import attacks, data, loop, methods, tune_cpu
 from jaxunlearn._types import Batch, Problem
 
 WHO = ("ours", "torch published", "torch tuned")
 WHAT = ("attack", "job")
-#: Share of the cores' time that other processes may use during a run that counts.
-QUIET = 0.05
 
 
 def nchw(images: Any) -> torch.Tensor:
@@ -140,26 +135,6 @@ class Bench:
         self._ours_job(jax.random.key(0), stop_after=steps)
 
 
-class Worker:
-    """A process that does the tasks of one contestant."""
-
-    def __init__(self, who: str, settings: dict[str, int], threads: int) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, far = context.Pipe()
-        self.process = context.Process(target=_work, args=(far, who, settings, threads), daemon=True)
-        self.process.start()
-
-    def ask(self, task: tuple[str, int]) -> dict[str, Any]:
-        """Return the outcome of a task and its seed; the task "warm up" compiles."""
-        self.pipe.send(task)
-        return dict(self.pipe.recv())
-
-    def end(self) -> None:
-        """Let the process end."""
-        self.pipe.send(None)
-        self.process.join()
-
-
 def _work(pipe: Any, who: str, settings: dict[str, int], threads: int) -> None:
     limit_cores(threads)
     if who != "torch published":
@@ -172,7 +147,9 @@ def _work(pipe: Any, who: str, settings: dict[str, int], threads: int) -> None:
             outcome: dict[str, Any] = {"seconds": time.perf_counter() - began}
         else:
             outcome = bench.run(who, what, seed)
-        pipe.send(outcome | {"compile_seconds": compiling() - before, "cpu": time.process_time() - cpu})
+        # What PyTorch's processes compile makes the starts, before the clock runs.
+        compiled = compiling() - before if who == "ours" else 0.0
+        pipe.send(outcome | {"compile_seconds": compiled, "cpu": time.process_time() - cpu})
 
 
 @contextmanager
@@ -181,68 +158,6 @@ def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-def others_clock() -> Callable[[], float | None]:
-    """Return a function that tells the CPU seconds that other processes have used so far; None where unknown.
-
-    One busy neighbour makes PyTorch's spinning threads wait for each other: with
-    eight the attack took 30 times as long on two threads as on one.
-    """
-
-    def tell() -> float | None:
-        stat = Path("/proc/stat")
-        if not stat.exists():
-            return None
-        user, nice, system, _, _, irq, soft, *_ = map(int, stat.read_text().split("\n", 1)[0].split()[1:])
-        return (user + nice + system + irq + soft) / os.sysconf("SC_CLK_TCK") - time.process_time()
-
-    return tell
-
-
-def compile_clock() -> Callable[[], float]:
-    """Listen to JAX and return a function that tells the seconds spent compiling (trace to binary) so far."""
-    spent = [0.0]
-
-    def listener(event: str, seconds: float, **_: Any) -> None:
-        if event.startswith("/jax/core/compile/"):
-            spent[0] += seconds
-
-    jax.monitoring.register_event_duration_secs_listener(listener)
-    return lambda: spent[0]
-
-
-def limit_cores(threads: int | None) -> int:
-    """Hold this process, so both libraries, to some of its cores; call before a device is touched."""
-    if not hasattr(os, "sched_setaffinity"):
-        threads = threads or os.cpu_count() or 1
-    else:
-        available = sorted(os.sched_getaffinity(0))
-        threads = min(threads or len(available), len(available))
-        os.sched_setaffinity(0, available[:threads])
-    torch.set_num_threads(threads)
-    return threads
-
-
-def hardware(threads: int) -> dict[str, Any]:
-    """Return what the figures depend on."""
-    info = Path("/proc/cpuinfo")
-    names = (
-        {line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")}
-        if info.exists()
-        else set()
-    )
-    return {
-        "cpu": ", ".join(sorted(names)) or platform.processor(),
-        "cores_used": threads,
-        "cores": os.cpu_count(),
-        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {
-            name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy", "torch")
-        },
-    }
 
 
 def summary(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -311,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         "settings": settings | {"network": "cifar_resnet20", "method": "adv-imp", "preset": "published"},
     }
 
-    workers = {who: Worker(who, settings, threads) for who in WHO}
+    workers = {who: Worker(_work, who, settings, threads) for who in WHO}
     kept["warm_up"] = workers["ours"].ask(("warm up", 0))
     others, runs = others_clock(), []
     kept["runs"] = runs

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import multiprocessing
 import statistics
 import sys
 import time
@@ -43,11 +42,12 @@ def _grown(pipe: Any, what: str, n: int, cores: int) -> None:
     import jax
 
     from experiments import real
-    from experiments.benchmarks.compare_torch import limit_cores
-    from jaxunlearn import attacks, importance, inference
+    from experiments.benchmarks.machine import limit_cores
+    from jaxunlearn import attacks, importance, inference, tune_cpu
     from jaxunlearn._types import Batch
 
     limit_cores(cores)
+    tune_cpu()
     model, source = real.network("cifar_resnet20"), real.cifar10()
     rows = source.splits["train"][:n]
     forget = Batch.of(source.images(rows), source.labels[rows])
@@ -70,9 +70,11 @@ def _lanes(pipe: Any, conv: str, lanes: int, cores: int) -> None:
     import jax
     import jax.numpy as jnp
 
-    from experiments.benchmarks.compare_torch import limit_cores
+    from experiments.benchmarks.machine import limit_cores
+    from jaxunlearn import tune_cpu
 
     limit_cores(cores)
+    tune_cpu()
 
     def by_patches(x: Any, w: Any, *args: Any, **options: Any) -> Any:
         height, width = x.shape[1:3]
@@ -109,16 +111,6 @@ def _seconds(run: Callable[[], Any]) -> float:
     began = time.perf_counter()
     jax.block_until_ready(run())
     return time.perf_counter() - began
-
-
-def _in_process(work: Any, *args: Any) -> dict[str, Any]:
-    context = multiprocessing.get_context("spawn")
-    near, far = context.Pipe()
-    process = context.Process(target=work, args=(far, *args))
-    process.start()
-    found = near.recv()
-    process.join()
-    return dict(found)
 
 
 def table(kept: dict[str, Any]) -> str:
@@ -174,7 +166,7 @@ def picture(kept: dict[str, Any], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run all sizes, print the tables, write JSON and picture."""
-    from experiments.benchmarks.compare_torch import hardware, limit_cores
+    from experiments.benchmarks.machine import Worker, hardware, limit_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
@@ -196,11 +188,11 @@ def main(argv: list[str] | None = None) -> None:
         }
         for what in WORK:
             for n in map(int, args.sizes.split(",")):
-                kept["growth"].append({"what": what, "n": n} | _in_process(_grown, what, n, cores))
+                kept["growth"].append({"what": what, "n": n} | Worker(_grown, what, n, cores).answer())
                 print(f"{what}, {n}: {_spread(kept['growth'][-1]['seconds'])} s", file=sys.stderr)
         for conv in ("lax.conv", "patches"):
             for lanes in map(int, args.lanes.split(",")):
-                kept["lanes"].append({"conv": conv, "lanes": lanes} | _in_process(_lanes, conv, lanes, cores))
+                kept["lanes"].append({"conv": conv, "lanes": lanes} | Worker(_lanes, conv, lanes, cores).answer())
                 print(f"{conv}, {lanes} models", file=sys.stderr)
         out = args.out or Path(__file__).parent / "results" / f"growth_{now:%Y%m%dT%H%M%S}.json"
         out.parent.mkdir(parents=True, exist_ok=True)

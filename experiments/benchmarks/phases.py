@@ -23,7 +23,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import multiprocessing
 import statistics
 import sys
 import time
@@ -68,7 +67,7 @@ class Ours:
     def __init__(self, arch: str, k: int, budget: Budget) -> None:
         import jax
 
-        from experiments.benchmarks.compare_torch import compile_clock
+        from experiments.benchmarks.machine import compile_clock
         from jaxunlearn import importance, loop, methods
         from jaxunlearn._config import static, traced
         from jaxunlearn._types import Batch, Problem
@@ -234,14 +233,13 @@ def _worker(pipe: Any, who: str, arch: str, k: int, budget: Budget, cores: int) 
     """Do phases as they are asked for, until None."""
     import resource
 
-    from experiments.benchmarks.compare_torch import limit_cores
+    from experiments.benchmarks.machine import limit_cores
     from jaxunlearn import tune_cpu
 
     limit_cores(cores)
     if who != PUBLISHED:
         tune_cpu()
     contestant = Ours(arch, k, budget) if who == OURS else Theirs(arch, k, budget, tuned=who == TUNED)
-    pipe.send("ready")
     for phase, seed in iter(pipe.recv, None):
         pipe.send(contestant.timed(phase, seed) | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
 
@@ -252,7 +250,7 @@ def _flops(pipe: Any, archs: tuple[str, ...], cores: int) -> None:
     import jax.numpy as jnp
     import torch
 
-    from experiments.benchmarks.compare_torch import limit_cores
+    from experiments.benchmarks.machine import limit_cores
     from jaxunlearn import models
 
     limit_cores(cores)
@@ -293,21 +291,15 @@ def work(phase: str, k: int, budget: Budget) -> tuple[float, float]:
 
 def measure(arch: str, k: int, budget: Budget, repeats: int, cores: int) -> list[dict[str, Any]]:
     """Return one row for each phase, contestant and repeat."""
-    from experiments.benchmarks.compare_torch import others_clock
+    from experiments.benchmarks.machine import Worker, others_clock
 
-    context, others, rows = multiprocessing.get_context("spawn"), others_clock(), []
-    pipes, workers = {}, []
-    for who in WHO:
-        pipes[who], far = context.Pipe()
-        workers.append(context.Process(target=_worker, args=(far, who, arch, k, budget, cores), daemon=True))
-        workers[-1].start()
-        pipes[who].recv()
+    others, rows = others_clock(), []
+    workers = {who: Worker(_worker, who, arch, k, budget, cores) for who in WHO}
     for phase in PHASES:
         for repeat in range(-1, repeats):  # -1 warms up
             for who in WHO[repeat % 3 :] + WHO[: repeat % 3]:
                 began, before = time.perf_counter(), others()
-                pipes[who].send((phase, max(repeat, 0)))
-                row = pipes[who].recv()
+                row = workers[who].ask((phase, max(repeat, 0)))
                 wall = time.perf_counter() - began
                 row |= {"network": arch, "k": k, "phase": phase, "who": who, "repeat": repeat}
                 if before is not None:
@@ -316,10 +308,8 @@ def measure(arch: str, k: int, budget: Budget, repeats: int, cores: int) -> list
         last = {row["who"]: row["seconds"] for row in rows if row["phase"] == phase}
         said = ", ".join(f"{who} {seconds:.2f} s" for who, seconds in last.items())
         print(f"{arch}, k = {k}, {phase}: {said}", file=sys.stderr)
-    for pipe in pipes.values():
-        pipe.send(None)
-    for worker in workers:
-        worker.join()
+    for worker in workers.values():
+        worker.end()
     return rows
 
 
@@ -392,7 +382,7 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     archs, sizes = (list(dict.fromkeys(row[name] for row in rows)) for name in ("network", "k"))
     shape = (len(archs), len(sizes))
     size = (1.2 + 3.2 * shape[1], 0.6 + 2.7 * shape[0])
-    figure, axes = plt.subplots(*shape, figsize=size, sharex="row", sharey=True, squeeze=False)
+    figure, axes = plt.subplots(*shape, figsize=size, sharex="row", sharey=True, squeeze=False, layout="constrained")
     for ax, (arch, k) in zip(axes.flat, itertools.product(archs, sizes), strict=True):
         if not any((row["network"], row["k"]) == (arch, k) for row in rows):
             ax.set_axis_off()  # not run
@@ -410,20 +400,26 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     for ax in axes[-1]:
         ax.set_xlabel("times as fast as PyTorch as published")
     axes[0, 0].invert_yaxis()
-    axes[0, -1].legend(fontsize=8)
-    figure.tight_layout()
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8)
     figure.savefig(path, dpi=120)
     print(path)
 
 
+def _sizes(text: str) -> list[int]:
+    sizes = [int(k) for k in text.split(",")]
+    if min(sizes) < 1:
+        raise argparse.ArgumentTypeError(f"sizes must be at least 1; got {min(sizes)}")
+    return sizes
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run all cells, print the table, write the JSON and the picture."""
-    from experiments.benchmarks.compare_torch import QUIET as QUIET_SHARE, hardware, limit_cores
+    from experiments.benchmarks.machine import QUIET as QUIET_SHARE, Worker, hardware, limit_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--networks", help=f"of {', '.join(NETWORKS)}; all")
-    parser.add_argument("--k", help="sizes of the forget set (16,64,256)")
+    parser.add_argument("--k", type=_sizes, help="sizes of the forget set (16,64,256)")
     parser.add_argument("--repeats", type=int, help="3, quick 2")
     parser.add_argument("--threads", type=int, help="cores for all (all that are available)")
     parser.add_argument("--out", type=Path, help="JSON file")
@@ -433,6 +429,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--picture", type=Path, help="PNG file")
     args = parser.parse_args(argv)
     if args.sources is not None:
+        for source in args.sources:
+            if not source.is_file():
+                parser.error(f"--from {source}: there is no such file")
         found = (row for source in args.sources for row in summary(json.loads(source.read_text())))
         # What a later file has, too, is taken from there.
         rows = list({(row["network"], row["k"], row["phase"], row["who"]): row for row in found}.values())
@@ -442,15 +441,13 @@ def main(argv: list[str] | None = None) -> None:
         return
     budgets = QUICK if args.quick else FULL
     archs = tuple(args.networks.split(",")) if args.networks else tuple(budgets)
-    sizes = [int(k) for k in (args.k or ("16" if args.quick else "16,64,256")).split(",")]
+    for arch in archs:
+        if arch not in budgets:
+            parser.error(f"--networks {arch}: there is no such network here, only {', '.join(budgets)}")
+    sizes = args.k or ([16] if args.quick else [16, 64, 256])
     repeats = args.repeats or (2 if args.quick else 3)
     cores, now = limit_cores(args.threads), datetime.datetime.now(datetime.UTC)
-    context = multiprocessing.get_context("spawn")
-    near, far = context.Pipe()
-    counting = context.Process(target=_flops, args=(far, archs, cores))
-    counting.start()
-    ceiling = near.recv()
-    counting.join()
+    ceiling = Worker(_flops, archs, cores).answer()
     flags = f"--networks {','.join(archs)} --k {','.join(map(str, sizes))} --repeats {repeats}"
     kept: dict[str, Any] = {
         "command": f"python -m experiments.benchmarks.phases {'--quick ' if args.quick else ''}{flags}",

@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.compare_torch import QUIET, hardware, limit_cores, others_clock
+from experiments.benchmarks.machine import QUIET, hardware, limit_cores, others_clock
 
 HELP = [sys.executable, "-m", "jaxunlearn.cli.main", "--help"]
 IMPORTS = {name: [sys.executable, "-c", f"import {name}"] for name in ("jax", "jaxunlearn")}
