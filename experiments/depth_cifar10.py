@@ -48,7 +48,7 @@ def measure(
     artefacts = {} if images is None else {"proxies": images}
     problem = Problem(model=model, forget=Batch.of(x, y), artefacts=artefacts)
     began = time.perf_counter()
-    result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(seed))
+    result = loop.run(problem, method=spec, config=config, key=jax.random.key(seed))
     wall = time.perf_counter() - began
     found = depth(result.model, x, y, key=jax.random.key(seed + 1), original=model)
     return name | {

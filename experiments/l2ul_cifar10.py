@@ -97,7 +97,7 @@ def measure(
         small = {"max_passes": 3} | ({} if run.method == "neggrad" else {"draws": 2, "attack_steps": 3})
         config = dataclasses.replace(config, **small)
     problem = Problem(model=model, forget=Batch.of(source.images(forget), source.labels[forget]))
-    result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(run.seed))
+    result = loop.run(problem, method=spec, config=config, key=jax.random.key(run.seed))
 
     began = time.perf_counter()
     after = {"forget": float(1 - result.forgotten.mean())}

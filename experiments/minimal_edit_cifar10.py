@@ -124,7 +124,7 @@ def measure(
             artefacts=artefacts,
         )
         before_cpu, began = time.process_time(), time.perf_counter()
-        result = loop.unlearn(problem, method=SPEC, config=config, key=jax.random.key(seed))
+        result = loop.run(problem, method=SPEC, config=config, key=jax.random.key(seed))
         cpu += time.process_time() - before_cpu
         wall += time.perf_counter() - began
         current = result.model

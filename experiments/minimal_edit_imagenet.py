@@ -101,7 +101,7 @@ def measure(name: dict[str, Any]) -> dict[str, Any]:
     spec = dataclasses.replace(SPEC, make=lambda config: MinimalEdit(config, row_bytes=name["row_bytes"]))
     problem = Problem(model=model, forget=Batch.of(x, y))
     before_cpu, began = time.process_time(), time.perf_counter()
-    result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(name["seed"]))
+    result = loop.run(problem, method=spec, config=config, key=jax.random.key(name["seed"]))
     wall, cpu, memory = time.perf_counter() - began, time.process_time() - before_cpu, peak()
 
     state = spec.make(config).prepare(jax.random.key(0), problem, _config.traced(config))

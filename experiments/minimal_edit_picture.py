@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from experiments import real
-from jaxunlearn import inference, unlearn
+from jaxunlearn import inference, loop
 from jaxunlearn._types import Batch, Model, Problem
 
 METHODS = ("adv-imp", "minimal-edit")
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(10, 4.8), sharex=True, sharey=True)
     for ax, method in zip(axes, METHODS, strict=True):
         problem = Problem(model=model, forget=Batch.of(x, y))
-        edited = unlearn(problem, method=method, key=jax.random.key(args.seed)).model
+        edited = loop.run(problem, method=method, key=jax.random.key(args.seed)).model
         now, now_test = margins(edited, x, y), margins(edited, others, labels)
         change = 100 * float((now_test > 0).mean() - (before_test > 0).mean())
         ax.axhspan(-100, 0, color="0.93", zorder=0)

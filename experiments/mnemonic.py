@@ -82,7 +82,7 @@ class Trained:
         forget = Batch.of(self.source.images(rows), self.source.labels[rows])
         config = mnemonic.Config(lambda1=lambdas[0], lambda2=lambdas[1], whole_class=True)
         problem = Problem(model=self.model, forget=forget, artefacts={"codes": self.codes})
-        result = loop.unlearn(problem, method=mnemonic.SPEC, config=config, key=jax.random.key(0))
+        result = loop.run(problem, method=mnemonic.SPEC, config=config, key=jax.random.key(0))
         return result.model, dict(result.extras["scores"]), float(result.seconds["prepare"])
 
     def accuracy(self, model: Model, label: int) -> dict[str, float]:

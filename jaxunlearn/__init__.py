@@ -38,8 +38,7 @@ _HOME = {
     "masked_regularization": "transforms",
     "normalised": "adapters",
     "pgd": "attacks",
-    "run": "job",
-    "unlearn": "loop",
+    "unlearn": "job",
 }
 _ROOMS = (
     "adapters", "artefacts", "attacks", "audits", "checkpoint", "convert", "curvature", "data", "importance",

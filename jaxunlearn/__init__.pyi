@@ -16,8 +16,7 @@ from jaxunlearn._types import (
 from jaxunlearn.adapters import from_linen as from_linen, from_nnx as from_nnx, normalised as normalised
 from jaxunlearn.attacks import fgsm as fgsm, pgd as pgd
 from jaxunlearn.importance import holding_weight as holding_weight, mas as mas
-from jaxunlearn.job import run as run
-from jaxunlearn.loop import unlearn as unlearn
+from jaxunlearn.job import unlearn as unlearn
 from jaxunlearn.losses import forgotten as forgotten
 from jaxunlearn.transforms import (
     freeze as freeze,

@@ -200,7 +200,7 @@ def solve(unlearner: Unlearner, key: Array, problem: Problem, hparams: Mapping[s
     return state
 
 
-def unlearn(
+def run(
     problem: Problem,
     *,
     method: str | MethodSpec = methods.DEFAULT,
@@ -241,12 +241,12 @@ def unlearn(
     seconds["prepare"] = clock() - began
 
     began = clock()
-    run = _Run(unlearner, state, callback, label=f"unlearning ({spec.name})")
-    reason = run.on_host() if on_host else run.on_device()
+    drive = _Run(unlearner, state, callback, label=f"unlearning ({spec.name})")
+    reason = drive.on_host() if on_host else drive.on_device()
     seconds["unlearn"] = clock() - began
 
     began = clock()
-    state = run.state
+    state = drive.state
     model = unlearner.finish(state.inner)
     logits = inference.logits(model, problem.forget.x, label="verifying")
     forgotten = _devices.host(losses.forgotten(jnp.asarray(logits), problem.forget, problem.goal))
@@ -260,7 +260,7 @@ def unlearn(
         forgotten_at=np.where(forgotten, _devices.host(state.forgotten_at), -1),
         stop_reason=reason,
         steps=int(state.step),
-        history=run.history(),
+        history=drive.history(),
         seconds=seconds,
         extras=unlearner.extras(state.inner),
         state=state if unlearner.phases else None,

@@ -187,7 +187,7 @@ def reports_honestly(spec: MethodSpec, make_problem: Callable[..., Problem]) -> 
     for goal in spec.goals:
         problem = make_problem(0, goal=goal)
         before = _tree.digest(problem.model.params)
-        result = loop.unlearn(problem, method=spec, config=small_config(spec), key=jax.random.key(0))
+        result = loop.run(problem, method=spec, config=small_config(spec), key=jax.random.key(0))
         predicted = np.asarray(jnp.argmax(result.model(problem.forget.x), axis=-1))
         met = predicted != problem.forget.y if goal == "misclassify" else predicted == problem.forget.target
         assert (result.forgotten == met).all(), f"forgotten differs from the model's own answers ({goal})"
@@ -200,7 +200,7 @@ def reports_honestly(spec: MethodSpec, make_problem: Callable[..., Problem]) -> 
 def is_deterministic(spec: MethodSpec, make_problem: Callable[..., Problem]) -> None:
     """The same key gives the same weights, bit for bit."""
     problem, config = make_problem(1, goal=spec.goals[0]), small_config(spec)
-    runs = [loop.unlearn(problem, method=spec, config=config, key=jax.random.key(3)) for _ in range(2)]
+    runs = [loop.run(problem, method=spec, config=config, key=jax.random.key(3)) for _ in range(2)]
     assert _tree.digest(runs[0].model.params) == _tree.digest(runs[1].model.params), "two runs of one key differ"
 
 
@@ -209,14 +209,14 @@ def traces_once(spec: MethodSpec, make_problem: Callable[..., Problem]) -> None:
     net = TinyNet()
     config = small_config(spec)
     make = partial(make_problem, goal=spec.goals[0], net=net)
-    loop.unlearn(make(0), method=spec, config=config, key=jax.random.key(0))
+    loop.run(make(0), method=spec, config=config, key=jax.random.key(0))
     # Another forget set of the same network object: only the spec's identity may differ, so reuse the first's.
     first, second = make(0), make(1)
     again = dataclasses.replace(second, model=first.model.replace(params=second.model.params))
-    loop.unlearn(again, method=spec, config=config, key=jax.random.key(0))
+    loop.run(again, method=spec, config=config, key=jax.random.key(0))
     net.traces = 0
     changes = {f.name: getattr(config, f.name) * 0.5 for f in dataclasses.fields(config) if f.metadata["traced"]}
-    loop.unlearn(again, method=spec, config=dataclasses.replace(config, **changes), key=jax.random.key(9))
+    loop.run(again, method=spec, config=dataclasses.replace(config, **changes), key=jax.random.key(9))
     assert net.traces == 0, f"the network was traced {net.traces} times again for other traced values"
 
 
@@ -224,7 +224,7 @@ def device_loop_equals_host_loop(spec: MethodSpec, make_problem: Callable[..., P
     """Both drivers take the same steps and end at the same weights."""
     problem, config = make_problem(2, goal=spec.goals[0]), small_config(spec)
     host, device = (
-        loop.unlearn(problem, method=spec, config=config, key=jax.random.key(1), loop=where)  # type: ignore[arg-type]
+        loop.run(problem, method=spec, config=config, key=jax.random.key(1), loop=where)  # type: ignore[arg-type]
         for where in ("host", "device")
     )
     assert host.steps == device.steps, f"{host.steps} steps on the host, {device.steps} on the device"
@@ -246,7 +246,7 @@ def lanes_equal_single_runs(spec: MethodSpec, make_problem: Callable[..., Proble
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
     lanes = jax.vmap(partial(loop.solve, unlearner), in_axes=(0, 0, None))(keys, stacked, hparams)
     for lane, problem in enumerate(problems):
-        alone = loop.unlearn(problem, method=spec, config=config, key=keys[lane])
+        alone = loop.run(problem, method=spec, config=config, key=keys[lane])
         mine = jax.tree.map(lambda leaf, lane=lane: leaf[lane], lanes)
         assert int(mine.step) == alone.steps, f"lane {lane} took {int(mine.step)} steps, alone {alone.steps}"
         _close(unlearner.finish(mine.inner).params, alone.model.params, f"lane {lane} and its single run")
@@ -268,7 +268,7 @@ def sharded_equals_single(spec: MethodSpec, make_problem: Callable[..., Problem]
         retain=sharding.replicate(problem.retain, mesh),
         public=sharding.replicate(problem.public, mesh),
     )
-    one, many = (loop.unlearn(p, method=spec, config=config, key=jax.random.key(2)) for p in (problem, spread))
+    one, many = (loop.run(p, method=spec, config=config, key=jax.random.key(2)) for p in (problem, spread))
     assert one.steps == many.steps, f"{one.steps} steps on one device, {many.steps} on {len(devices)}"
     _close(one.model.params, many.model.params, "one device and many")
 
@@ -278,19 +278,19 @@ def goes_on_from_a_saved_state(spec: MethodSpec, make_problem: Callable[..., Pro
     from jaxunlearn import checkpoint
 
     problem, config = make_problem(4, goal=spec.goals[0]), small_config(spec)
-    whole = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(7))
+    whole = loop.run(problem, method=spec, config=config, key=jax.random.key(7))
 
     def stop_at_two(event: loop.Event) -> None:
         if event.steps >= 2:
             raise KeyboardInterrupt
 
-    part = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(7), callback=stop_at_two)
+    part = loop.run(problem, method=spec, config=config, key=jax.random.key(7), callback=stop_at_two)
     if part.state is None:
         return
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save_state(Path(folder) / "state", part.state)
         state = checkpoint.load_state(Path(folder) / "state", like=part.state)
-    rest = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(7), resume=state)
+    rest = loop.run(problem, method=spec, config=config, key=jax.random.key(7), resume=state)
     assert rest.steps == whole.steps, f"{rest.steps} steps when resumed, {whole.steps} unbroken"
     assert _tree.digest(rest.model.params) == _tree.digest(whole.model.params), "resumed weights differ"
 

@@ -75,7 +75,7 @@ def work(problem: Problem, batch_norm: tuple[str, ...] = ("frozen", "update")) -
 
     for mode in batch_norm:
         config = methods.get("adv-imp").Config(batch_norm=mode, max_passes=2, learning_rate=0.02, **ADV_IMP)
-        result = loop.unlearn(problem, method="adv-imp", config=config, key=jax.random.key(3))
+        result = loop.run(problem, method="adv-imp", config=config, key=jax.random.key(3))
         found[mode] = result.model, result.forgotten, result.forgotten_at, dict(result.history)
     return dict(sharding.to_host(found))
 

@@ -91,7 +91,7 @@ def test_a_method_is_told_what_it_lacks_and_refuses_what_is_of_another_model():
     spec = MethodSpec(**{f.name: getattr(given, f.name) for f in dataclasses.fields(given)} | {"needs": ("proxies",)})
     config, problem = _config.from_mapping(given.Config, {}), tiny_problem()
     with pytest.raises(ValueError, match=r"needs 'proxies', which the problem does not have: images made from the net"):
-        loop.unlearn(problem, method=spec, config=config, key=jax.random.key(0))
+        loop.run(problem, method=spec, config=config, key=jax.random.key(0))
     other = made(tiny_problem(1).model, kind="proxies")
     with pytest.raises(ValueError, match=r"the artefact \(proxies\) was made from another model"):
         loop.check(spec, dataclasses.replace(problem, artefacts={"proxies": other}), config)

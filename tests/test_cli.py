@@ -107,8 +107,8 @@ def test_nothing_but_the_forget_set_reaches_the_method(run, weights, tmp_path, m
     from jaxunlearn import loop
 
     seen = []
-    real = loop.unlearn
-    monkeypatch.setattr(loop, "unlearn", lambda problem, **kwargs: seen.append(problem) or real(problem, **kwargs))
+    real = loop.run
+    monkeypatch.setattr(loop, "run", lambda problem, **kwargs: seen.append(problem) or real(problem, **kwargs))
     argv = ["unlearn", "--weights", str(run), "--data", "digits", "--forget", "501,640", "--quiet", *FAST]
     main([*argv, "--max-passes", "1", "--out", str(tmp_path / "a")])
     (problem,) = seen
@@ -121,8 +121,8 @@ def test_a_method_that_needs_retain_data_gets_all_of_them_but_the_forget_set(wei
     from jaxunlearn import loop
 
     seen = []
-    real = loop.unlearn
-    monkeypatch.setattr(loop, "unlearn", lambda problem, **kwargs: seen.append(problem) or real(problem, **kwargs))
+    real = loop.run
+    monkeypatch.setattr(loop, "run", lambda problem, **kwargs: seen.append(problem) or real(problem, **kwargs))
     argv = ["unlearn", "--method", "oracle", "--arch", ARCH, "--weights", str(weights), "--data", "digits"]
     main([*argv, "--forget", "501,640", "--quiet", "--max-passes", "1", "--out", str(tmp_path / "a")])
     assert seen[0].retain.x.shape[0] == 1538

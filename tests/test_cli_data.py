@@ -163,7 +163,7 @@ def test_a_method_that_needs_the_retain_set_sees_what_is_named(home, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.chdir(home)
-    monkeypatch.setattr(loop, "unlearn", stop)
+    monkeypatch.setattr(loop, "run", stop)
     argv = ["unlearn", "--weights", "net", "--data", "folder:photos", "--forget", "3.png", "--out", "x", "--quiet"]
     others = ["--retain-data", "folder:training"]
     assert main([*argv, *others, "--method", "neggrad"]) == 130

@@ -263,7 +263,7 @@ def test_running_out_of_memory_is_one_line(files, monkeypatch, capsys):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 99 bytes.\nmore")
 
     monkeypatch.chdir(files)
-    monkeypatch.setattr(loop, "unlearn", full)
+    monkeypatch.setattr(loop, "run", full)
     assert main([*ARGV.split(), "out", "--quiet"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search("out of memory .*Out of memory allocating 99 bytes. more", line)

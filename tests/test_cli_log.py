@@ -187,7 +187,7 @@ def test_segments_of_the_device_loop_are_steps_too(tmp_path):
     for way in ("host", "device"):
         with _log.opened(tmp_path / way, resume=False) as tell:
             call = lambda event, tell=tell: tell(event, [])
-            result = loop.unlearn(problem, method="neggrad", key=jax.random.key(0), loop=way, callback=call)
+            result = loop.run(problem, method="neggrad", key=jax.random.key(0), loop=way, callback=call)
         assert [int(row["step"]) for row in rows(tmp_path / way)] == list(range(1, result.steps + 1))
     assert result.steps > 1
     host, device = ([list(map(float, row.values())) for row in rows(tmp_path / way)] for way in ("host", "device"))

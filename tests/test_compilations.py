@@ -73,7 +73,7 @@ def evaluate(problem: Problem) -> Any:
 
 def unlearn(problem: Problem, *, seed: int = 0, where: Any = "auto", **changes: Any) -> Any:
     config = ADV_IMP.Config(**{**spread.ADV_IMP, "max_passes": 1, **changes})
-    return loop.unlearn(problem, method="adv-imp", config=config, key=jax.random.key(seed), loop=where)
+    return loop.run(problem, method="adv-imp", config=config, key=jax.random.key(seed), loop=where)
 
 
 PARTS = {

@@ -96,7 +96,7 @@ def test_in_train_mode_batches_are_exact_and_statistics_move():
 
 
 def test_a_run_ends_when_all_are_forgotten_or_with_its_budget():
-    run = partial(loop.unlearn, linear_problem(), method=delete.SPEC, key=KEY)
+    run = partial(loop.run, linear_problem(), method=delete.SPEC, key=KEY)
     Config = partial(delete.Config, learning_rate=0.1, max_passes=40)
     soon, late = run(config=Config()), run(config=Config(stop="budget"))
     assert soon.stop_reason == "forgotten"
@@ -110,7 +110,7 @@ def test_sgd_with_momentum_is_pytorchs():
 
     problem = linear_problem()
     config = delete.Config(learning_rate=0.1, momentum=0.9, max_passes=4, stop="budget")
-    ours = loop.unlearn(problem, method=delete.SPEC, config=config, key=KEY).model.params
+    ours = loop.run(problem, method=delete.SPEC, config=config, key=KEY).model.params
     leaves = {name: torch.tensor(np.array(leaf), requires_grad=True) for name, leaf in problem.model.params.items()}
     x, y = torch.tensor(np.array(problem.forget.x)), torch.tensor(np.array(problem.forget.y)).long()
     forward = lambda: x @ leaves["w"] + leaves["b"]
@@ -156,7 +156,7 @@ def test_delete_is_finite_where_the_label_is_certain():
 def test_delete_keeps_the_proportions_of_the_other_classes():
     problem = testing.tiny_problem()
     config = delete.Config(learning_rate=0.1, max_passes=1500, stop="budget")
-    model = loop.unlearn(problem, method=delete.SPEC, config=config, key=KEY, loop="device").model
+    model = loop.run(problem, method=delete.SPEC, config=config, key=KEY, loop="device").model
     want = delete.without_label(problem.model(problem.forget.x), problem.forget.y)
     np.testing.assert_allclose(jax.nn.softmax(model(problem.forget.x)), want, atol=0.02)
 
@@ -243,7 +243,7 @@ def test_expand_runs_the_body_of_the_network_once():
 def test_expand_returns_the_old_classes():
     problem = testing.tiny_problem()
     config = boundary_expand.Config(learning_rate=0.02, max_passes=20)
-    result = loop.unlearn(problem, method=boundary_expand.SPEC, config=config, key=KEY)
+    result = loop.run(problem, method=boundary_expand.SPEC, config=config, key=KEY)
     assert result.forgotten.any()
     assert result.model(problem.forget.x).shape == (8, 5)
     assert jax.tree.map(jnp.shape, result.model.params) == jax.tree.map(jnp.shape, problem.model.params)
@@ -259,7 +259,7 @@ def test_expand_needs_to_know_a_classifier_with_a_class_axis():
     for head, message in cases.items():
         model = problem.model.replace(spec=dataclasses.replace(problem.model.spec, head=head))
         with pytest.raises(ValueError, match=message):
-            loop.unlearn(dataclasses.replace(problem, model=model), method=boundary_expand.SPEC, key=KEY)
+            loop.run(dataclasses.replace(problem, model=model), method=boundary_expand.SPEC, key=KEY)
 
 
 def test_a_network_that_is_one_layer_is_widened_whole():
@@ -304,7 +304,7 @@ def test_mu_mis_differentiates_twice_as_pytorch_does():
 
 def test_mu_mis_ends_at_a_reference_accuracy():
     problem = testing.tiny_problem()
-    run = lambda reference: loop.unlearn(
+    run = lambda reference: loop.run(
         problem, method=mu_mis.SPEC, config=mu_mis.Config(learning_rate=3e-4, reference=reference), key=KEY
     )
     half, whole = run(0.5), run(0.0)
@@ -345,5 +345,5 @@ def test_weight_decay_is_coupled():
     ends = []
     for decay in (0.0, 0.1):
         config = random_label.Config(learning_rate=0.5, weight_decay=decay, max_passes=1, stop="budget")
-        ends.append(loop.unlearn(problem, method=random_label.SPEC, config=config, key=KEY).model.params)
+        ends.append(loop.run(problem, method=random_label.SPEC, config=config, key=KEY).model.params)
     close(ends[1], jax.tree.map(lambda a, p: a - 0.5 * 0.1 * p, ends[0], problem.model.params))

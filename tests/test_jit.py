@@ -184,7 +184,7 @@ def test_the_published_preset_draws_other_masks_for_the_noisy_images():
     assert loud > 30 * quiet  # dropout noise over sigma
     config = SPEC.Config.published()
     assert (config.accumulate, config.bounds, config.batch_norm, config.stop) == (True, "batch", "update", "budget")
-    result = loop.unlearn(testing.tiny_problem(), method=SPEC, config=config, key=KEY)
+    result = loop.run(testing.tiny_problem(), method=SPEC, config=config, key=KEY)
     assert result.steps == 1
 
 

@@ -39,7 +39,7 @@ def comparable(results, *, without=()):
 @pytest.fixture(scope="module")
 def record():
     given = pairs()
-    return jaxunlearn.run(
+    return jaxunlearn.unlearn(
         network(),
         given["forget"],
         ids=IDS.split(","),
@@ -80,7 +80,7 @@ def test_arrays_give_the_numbers_of_the_command_line(record, folder):
 
 @pytest.mark.parametrize("forget", [IDS, np.array([2, 57, 151, 312])], ids=["text", "rows"])
 def test_a_data_set_gives_the_curve_too(forget, folder):
-    ours = jaxunlearn.run(network(), forget, data="digits", method="adv-imp", config=CONFIG, seed=3, depth=True)
+    ours = jaxunlearn.unlearn(network(), forget, data="digits", method="adv-imp", config=CONFIG, seed=3, depth=True)
     ours, theirs = json.loads(json.dumps(ours.results)), report.read_run(folder).results
     apart = ("origin",)  # where the weights lie
     assert comparable(ours, without=apart) == comparable(theirs, without=apart)
@@ -88,12 +88,12 @@ def test_a_data_set_gives_the_curve_too(forget, folder):
 
 def test_the_method_sees_no_more_than_it_needs(monkeypatch):
     seen = []
-    real = loop.unlearn
-    monkeypatch.setattr(loop, "unlearn", lambda problem, **more: seen.append(problem) or real(problem, **more))
+    real = loop.run
+    monkeypatch.setattr(loop, "run", lambda problem, **more: seen.append(problem) or real(problem, **more))
     given = pairs()
     few = {name: (x[:50], y[:50]) for name, (x, y) in given.items()}
-    jaxunlearn.run(network(), few["forget"], retain=few["retain"], test=few["test"], method="neggrad")
-    jaxunlearn.run(network(), few["forget"], retain=few["retain"], test=few["test"], method="oracle")
+    jaxunlearn.unlearn(network(), few["forget"], retain=few["retain"], test=few["test"], method="neggrad")
+    jaxunlearn.unlearn(network(), few["forget"], retain=few["retain"], test=few["test"], method="oracle")
     blind, sighted = seen
     assert blind.retain is None
     assert len(sighted.retain.y) == 50
@@ -104,21 +104,21 @@ def test_the_method_sees_no_more_than_it_needs(monkeypatch):
 def test_bytes_are_pixels():
     given = pairs()["forget"]
     pixels = np.round(given[0] * 255).astype(np.uint8)
-    a = jaxunlearn.run(network(), (pixels, given[1]), method="neggrad")
-    b = jaxunlearn.run(network(), (pixels.astype(np.float32) / 255, given[1]), method="neggrad")
+    a = jaxunlearn.unlearn(network(), (pixels, given[1]), method="neggrad")
+    b = jaxunlearn.unlearn(network(), (pixels.astype(np.float32) / 255, given[1]), method="neggrad")
     assert comparable(a.results) == comparable(b.results)
 
 
 def test_relabelling_by_array_by_label_and_at_random():
     x, y = pairs()["forget"]
     wanted = (y + 1) % 10
-    record = jaxunlearn.run(network(), (x, y), goal="relabel", target=wanted, method="correct")
+    record = jaxunlearn.unlearn(network(), (x, y), goal="relabel", target=wanted, method="correct")
     assert [item["target"] for item in record.results["instances"]] == wanted.tolist()
     free = next(label for label in range(10) if label not in y)
-    record = jaxunlearn.run(network(), (x, y), goal="relabel", target=free, method="correct")
+    record = jaxunlearn.unlearn(network(), (x, y), goal="relabel", target=free, method="correct")
     assert {item["target"] for item in record.results["instances"]} == {free}
     drawn = [
-        jaxunlearn.run(network(), (x, y), goal="relabel", method="correct", seed=seed).forget.target.tolist()
+        jaxunlearn.unlearn(network(), (x, y), goal="relabel", method="correct", seed=seed).forget.target.tolist()
         for seed in (0, 0, 1)
     ]
     assert drawn[0] == drawn[1] != drawn[2]
@@ -126,13 +126,15 @@ def test_relabelling_by_array_by_label_and_at_random():
 
 def test_proxies_and_public_images_reach_a_method_that_uses_them(monkeypatch):
     seen = []
-    real = loop.unlearn
-    monkeypatch.setattr(loop, "unlearn", lambda problem, **more: seen.append(problem) or real(problem, **more))
+    real = loop.run
+    monkeypatch.setattr(loop, "run", lambda problem, **more: seen.append(problem) or real(problem, **more))
     given = tiny_problem()
     pair, public = (given.forget.x, given.forget.y), np.asarray(given.forget.x)[::-1].copy()
-    jaxunlearn.run(given.model, pair, public=public, config=dict(proxies=16, steps=2))
+    jaxunlearn.unlearn(given.model, pair, public=public, config=dict(proxies=16, steps=2))
     np.testing.assert_array_equal(seen[0].public, public)
-    record = jaxunlearn.run(given.model, pair, artefacts={"original": given.model}, config=dict(proxies=16, steps=2))
+    record = jaxunlearn.unlearn(
+        given.model, pair, artefacts={"original": given.model}, config=dict(proxies=16, steps=2)
+    )
     assert seen[1].artefacts["original"] is given.model
     assert record.results["saw"] == {"forget": len(given.forget.y)}
     made = Artefact(
@@ -142,15 +144,17 @@ def test_proxies_and_public_images_reach_a_method_that_uses_them(monkeypatch):
         meta={},
         model_digest=_tree.model_digest(given.model),
     )
-    record = jaxunlearn.run(given.model, pair, artefacts={"proxies": made}, config=dict(proxies=16, steps=2))
+    record = jaxunlearn.unlearn(given.model, pair, artefacts={"proxies": made}, config=dict(proxies=16, steps=2))
     assert record.results["saw"] == {"forget": len(public), "inversion": len(public)}
     with pytest.raises(ValueError, match="another model"):
-        jaxunlearn.run(network(), pairs()["forget"], artefacts={"proxies": made})
+        jaxunlearn.unlearn(network(), pairs()["forget"], artefacts={"proxies": made})
 
 
 def test_only_as_many_are_measured_as_asked():
     given = pairs()
-    record = jaxunlearn.run(network(), given["forget"], retain=given["retain"], method="neggrad", limits={"retain": 30})
+    record = jaxunlearn.unlearn(
+        network(), given["forget"], retain=given["retain"], method="neggrad", limits={"retain": 30}
+    )
     assert record.results["sizes"] == {"forget": 4, "retain": 30}
     assert record.before["retain"] is not None
     assert "test" not in record.before
@@ -158,7 +162,7 @@ def test_only_as_many_are_measured_as_asked():
 
 def test_progress_is_told():
     told = []
-    jaxunlearn.run(network(), pairs()["forget"], method="neggrad", progress=lambda *what: told.append(what))
+    jaxunlearn.unlearn(network(), pairs()["forget"], method="neggrad", progress=lambda *what: told.append(what))
     labels = list(dict.fromkeys(label for label, _, _ in told))
     assert labels == [
         "measuring before: forget set",
@@ -179,7 +183,7 @@ def test_an_interrupted_run_keeps_what_it_has(monkeypatch):
     monkeypatch.setattr(work.Watch, "__call__", stop)
     given = pairs()
     settings = dict(learning_rate=1e-9)
-    record = jaxunlearn.run(network(), given["forget"], test=given["test"], method="neggrad", config=settings)
+    record = jaxunlearn.unlearn(network(), given["forget"], test=given["test"], method="neggrad", config=settings)
     assert (record.result.stop_reason, record.result.steps) == ("interrupted", 2)
     assert not record.forgotten.any()
     assert set(record.after) == {"forget"}
@@ -252,7 +256,7 @@ def test_what_is_saved_is_what_the_command_line_writes(record, folder, tmp_path)
 
 def test_a_network_without_a_recipe_is_kept_as_its_weights(tmp_path):
     given = tiny_problem()
-    record = jaxunlearn.run(given.model, (given.forget.x, given.forget.y), method="neggrad")
+    record = jaxunlearn.unlearn(given.model, (given.forget.x, given.forget.y), method="neggrad")
     path = record.save(tmp_path / "run")
     assert not (path / "checkpoint").exists()
     with np.load(path / "weights.npz") as arrays:
@@ -340,7 +344,7 @@ def test_a_mistake_is_named_before_any_work(given, message, monkeypatch):
     monkeypatch.setattr(work, "perform", lambda *args, **more: pytest.fail("work began"))
     monkeypatch.setattr(jaxunlearn.job.call, "perform", work.perform)
     with pytest.raises((ValueError, TypeError), match=message) as caught:
-        jaxunlearn.run(network(), **given)
+        jaxunlearn.unlearn(network(), **given)
     assert "\n" not in str(caught.value)
 
 
@@ -348,13 +352,13 @@ def test_depth_and_bytes_need_images_in_the_usual_box():
     given = tiny_problem()
     flat = given.model.replace(spec=_spec(given.model.spec, input_shape=(9,)))
     with pytest.raises(ValueError, match=r"depth is measured on images; the network takes inputs of shape \(9,\)"):
-        jaxunlearn.run(flat, (np.zeros((1, 9)), np.array([0])), depth=True)
+        jaxunlearn.unlearn(flat, (np.zeros((1, 9)), np.array([0])), depth=True)
     other = given.model.replace(spec=_spec(given.model.spec, box=(-1.0, 1.0)))
     with pytest.raises(ValueError, match=r"forget\.x has pixels of 0 to 255; give floats in the network's box"):
-        jaxunlearn.run(other, (np.zeros((1, 3, 3, 1), np.uint8), np.array([0])))
+        jaxunlearn.unlearn(other, (np.zeros((1, 3, 3, 1), np.uint8), np.array([0])))
     digits = data.open_source("digits")
     with pytest.raises(ValueError, match="the images of digits are 8x8x1, the network takes 3x3x1"):
-        jaxunlearn.run(given.model, "5", data=digits)
+        jaxunlearn.unlearn(given.model, "5", data=digits)
 
 
 def _spec(spec, **changes):
@@ -365,6 +369,6 @@ def test_what_cannot_be_names_the_instances():
     x, y = pairs()["forget"]
     twice = (np.concatenate([x[:1], x[:1]]), np.array([y[0], y[0]]))
     with pytest.raises(jaxunlearn.curvature.InfeasibleError, match="by id: first, second"):
-        jaxunlearn.run(
+        jaxunlearn.unlearn(
             network(), twice, goal="relabel", target=[(y[0] + 1) % 10, (y[0] + 2) % 10], ids=["first", "second"]
         )

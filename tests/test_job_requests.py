@@ -1,4 +1,4 @@
-"""`jaxunlearn.run` on pictures in files, after an earlier run, and after being killed: as the command line does it."""
+"""`jaxunlearn.unlearn` on pictures in files, after an earlier run, and after being killed: as the command line does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_pictures_give_the_numbers_of_the_command_line(tmp_path, monkeypatch, ca
     argv = ["unlearn", "--weights", "net", "--data", "folder:three", "--classes", "classes.txt", "--forget", "all"]
     assert main([*argv, "--method", "neggrad", "--quiet", "--out", "run"]) in (0, 3)
     capsys.readouterr()
-    record = jaxunlearn.run(network(), "all", data="folder:three", class_names=NAMES, method="neggrad")
+    record = jaxunlearn.unlearn(network(), "all", data="folder:three", class_names=NAMES, method="neggrad")
     ours, theirs = json.loads(json.dumps(record.results)), report.read_run("run").results
     assert comparable(ours, without=["origin"]) == comparable(theirs, without=["origin"])
     assert [item["label"] for item in ours["instances"]] == [label(3), label(4), label(5)]
@@ -53,14 +53,14 @@ def test_pictures_give_the_numbers_of_the_command_line(tmp_path, monkeypatch, ca
     assert list(json.loads(capsys.readouterr().out)["by_class"]) == list(NAMES)
     for source in ("folder:three", data.open_source("folder:three", reading=data.Reading(preprocess=_fit(8)))):
         with pytest.raises(ValueError, match=r"folder:three has 3 classes"):
-            jaxunlearn.run(network(), "all", data=source, method="neggrad")
+            jaxunlearn.unlearn(network(), "all", data=source, method="neggrad")
     with pytest.raises(ValueError, match="the network 10: give class_names: the names of the network's classes"):
-        jaxunlearn.run(network(), "all", data="folder:three", method="neggrad")
+        jaxunlearn.unlearn(network(), "all", data="folder:three", method="neggrad")
     with pytest.raises(ValueError, match=r"class 'd3' of folder:three is not among the 10 of class_names .*: add it"):
-        jaxunlearn.run(network(), "all", data="folder:three", class_names=[*"abcdefghij"], method="neggrad")
+        jaxunlearn.unlearn(network(), "all", data="folder:three", class_names=[*"abcdefghij"], method="neggrad")
     Path("three/d3/3.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r'leave such pictures out with data.Reading\(on_bad_image="skip"\)'):
-        jaxunlearn.run(network(), "all", data="folder:three", class_names=NAMES, method="neggrad")
+        jaxunlearn.unlearn(network(), "all", data="folder:three", class_names=NAMES, method="neggrad")
 
 
 def _fit(side):
@@ -76,21 +76,21 @@ def test_a_further_request_is_that_of_the_command_line(first, tmp_path):
     assert main([*argv, "--out", str(tmp_path / "cli")]) in (0, 3)
     model = checkpoint.load(first / "checkpoint", models.from_recipe)
     given = dict(data="digits", config=settings, previous=first)
-    ours = json.loads(json.dumps(jaxunlearn.run(model, "501,640", **given).results))
+    ours = json.loads(json.dumps(jaxunlearn.unlearn(model, "501,640", **given).results))
     theirs = report.read_run(tmp_path / "cli").results
     assert comparable(ours) == comparable(theirs)
     assert [item["id"] for item in ours["earlier"]] == IDS.split(",")
     assert ours["extras"]["from"] == theirs["extras"]["from"] == str(first)
     assert ours["extras"]["first_network"] == theirs["extras"]["first_network"] == "used"
     with pytest.raises(ValueError, match=r"model is not the network that .*run made: go on with that one"):
-        jaxunlearn.run(network(), "501,640", **given)
+        jaxunlearn.unlearn(network(), "501,640", **given)
 
 
 def test_of_a_run_in_python_nobody_knows_the_first_network_but_who_gives_it(tmp_path, monkeypatch):
-    first = jaxunlearn.run(network(), IDS, data="digits", method="neggrad", limits={"retain": 30})
+    first = jaxunlearn.unlearn(network(), IDS, data="digits", method="neggrad", limits={"retain": 30})
     given = dict(data="digits", config=dict(proxies=16, steps=1), previous=first.save(tmp_path / "first"))
     for artefacts, word in (({}, "gone"), ({"original": network()}, "used")):
-        record = jaxunlearn.run(first.result.model, "501", artefacts=artefacts, **given)
+        record = jaxunlearn.unlearn(first.result.model, "501", artefacts=artefacts, **given)
         assert record.extras["first_network"] == word
     argv = ["unlearn", "--from", str(tmp_path / "first"), "--forget", "501", "--proxies", "16", "--steps", "1"]
     assert main([*argv, "--quiet", "--out", str(tmp_path / "second")]) in (0, 3)
@@ -109,7 +109,7 @@ def test_killed_and_called_again_is_as_if_it_never_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(work.Watch, "__call__", die)
     config = CONFIG | dict(max_passes=6, learning_rate=1e-3)
-    call = functools.partial(jaxunlearn.run, network(), IDS, data="digits", method="adv-imp", config=config)
+    call = functools.partial(jaxunlearn.unlearn, network(), IDS, data="digits", method="adv-imp", config=config)
     kept = tmp_path / "deep" / "state"
     with pytest.raises(MemoryError):
         call(state_dir=kept)
@@ -138,7 +138,9 @@ def test_interrupted_it_keeps_its_state_and_touches_nothing_else(tmp_path, monke
         if event.steps == 2:
             raise KeyboardInterrupt
 
-    call = functools.partial(jaxunlearn.run, network(), IDS, data="digits", method="neggrad", state_dir=tmp_path / "s")
+    call = functools.partial(
+        jaxunlearn.unlearn, network(), IDS, data="digits", method="neggrad", state_dir=tmp_path / "s"
+    )
     with monkeypatch.context() as patch:
         patch.setattr(work.Watch, "__call__", stop)
         assert call(config=dict(learning_rate=1e-9, max_passes=3)).result.stop_reason == "interrupted"

@@ -37,7 +37,7 @@ def linear_problem(seed=0, *, k=4, features=12, classes=5, goal="misclassify"):
 
 def run(problem, *, seed=0, resume=None, **settings):
     config = SPEC.Config(**(dict(proxies=64) | settings))
-    return loop.unlearn(problem, method=SPEC, config=config, key=jax.random.key(seed), resume=resume)
+    return loop.run(problem, method=SPEC, config=config, key=jax.random.key(seed), resume=resume)
 
 
 def margins(model, batch):
@@ -131,8 +131,7 @@ def test_a_whole_run_is_the_same_without_stored_rows():
     problem = testing.tiny_problem(1)
     free = dataclasses.replace(SPEC, make=lambda config: MinimalEdit(config, row_bytes=40 * 4 * 50))
     results = [
-        loop.unlearn(problem, method=spec, config=SPEC.Config(proxies=64), key=jax.random.key(0))
-        for spec in (SPEC, free)
+        loop.run(problem, method=spec, config=SPEC.Config(proxies=64), key=jax.random.key(0)) for spec in (SPEC, free)
     ]
     assert [result.stop_reason for result in results] == ["forgotten"] * 2
     np.testing.assert_allclose(results[0].history["edit_norm"], results[1].history["edit_norm"], rtol=1e-3)
@@ -157,7 +156,7 @@ def test_a_loaded_run_makes_the_same_metric_and_rows_again(tmp_path, monkeypatch
             raise KeyboardInterrupt
 
     config = SPEC.Config(proxies=64, refresh_every=3)
-    part = loop.unlearn(problem, method=SPEC, config=config, key=jax.random.key(0), callback=stop_at_four)
+    part = loop.run(problem, method=SPEC, config=config, key=jax.random.key(0), callback=stop_at_four)
     checkpoint.save_state(tmp_path / "state", part.state)
     loaded = checkpoint.load_state(tmp_path / "state", like=part.state)
     for kept in made.values():
@@ -322,11 +321,11 @@ def test_no_run_ends_before_earlier_requests_hold(how):
     done = Batch.of(problem.forget.x[:2], (labels[:2] + 1) % 5)  # misclassified from the start
     held = Batch.of(problem.forget.x[2:], labels[2:], [-1, (labels[3] + 1) % 5])
     problem = dataclasses.replace(problem, forget=done)
-    alone = loop.unlearn(problem, method="neggrad", key=jax.random.key(0), loop=how)
+    alone = loop.run(problem, method="neggrad", key=jax.random.key(0), loop=how)
     assert (alone.steps, alone.stop_reason) == (0, "forgotten")
     both = dataclasses.replace(problem, artefacts={"held": held})
     config = methods.get("neggrad").Config(learning_rate=1e-9, max_passes=3)
-    with_held = loop.unlearn(both, method="neggrad", config=config, key=jax.random.key(0), loop=how)
+    with_held = loop.run(both, method="neggrad", config=config, key=jax.random.key(0), loop=how)
     assert (with_held.steps, with_held.stop_reason) == (3, "max_steps")
     result = run(both)
     assert result.stop_reason == "forgotten"

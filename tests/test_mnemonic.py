@@ -47,7 +47,7 @@ def request(model, labels, artefact, each=3):
 
 
 def run(problem, **settings):
-    return loop.unlearn(problem, method=mnemonic.SPEC, config=mnemonic.Config(**settings), key=KEY)
+    return loop.run(problem, method=mnemonic.SPEC, config=mnemonic.Config(**settings), key=KEY)
 
 
 def delta(forget, rest, numbers=(1, C - 1), lambda1=1e-2, lambda2=1e4):
@@ -160,7 +160,7 @@ def test_every_kind_of_parameter_moves_and_running_statistics_stay(name):
     problem = tiny_problem(needs=("codes",))
     spec = {"mnemonic": mnemonic.SPEC, "mnemonic-free": mnemonic_free.SPEC}[name]
     more = dict(whole_class=True) if name == "mnemonic" else dict(proxies=32)
-    model = loop.unlearn(problem, method=spec, config=spec.Config(lambda1=1e-2, lambda2=1.0, **more), key=KEY).model
+    model = loop.run(problem, method=spec, config=spec.Config(lambda1=1e-2, lambda2=1.0, **more), key=KEY).model
     before = _tree.flatten_paths(problem.model.params)
     for path, leaf in _tree.flatten_paths(model.params).items():
         assert not np.array_equal(leaf, before[path]), path
@@ -221,7 +221,7 @@ def test_without_codes_it_says_how_to_get_them_and_codes_of_another_network_are_
     with pytest.raises(
         ValueError, match=r"'mnemonic' needs 'codes'.*jaxunlearn train --codes P.*mnemonic-free does without"
     ):
-        loop.unlearn(tiny_problem(), method="mnemonic", key=KEY)
+        loop.run(tiny_problem(), method="mnemonic", key=KEY)
     with pytest.raises(ValueError, match=r"the artefact \(codes\) was made from another model"):
         run(request(random_model(1), [1], with_codes(model)[1]))
 

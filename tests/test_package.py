@@ -30,10 +30,10 @@ for name in {HEAVY}: sys.modules[name] = None
 import jax, jaxunlearn
 from jaxunlearn import loop, methods, testing
 spec = methods.get("adv-imp")
-result = loop.unlearn(testing.tiny_problem(), method=spec, config=testing.small_config(spec), key=jax.random.key(0))
+result = loop.run(testing.tiny_problem(), method=spec, config=testing.small_config(spec), key=jax.random.key(0))
 assert result.steps > 0
 given = testing.tiny_problem()
-record = jaxunlearn.run(given.model, (given.forget.x, given.forget.y), method="neggrad")
+record = jaxunlearn.unlearn(given.model, (given.forget.x, given.forget.y), method="neggrad")
 assert record.results["goal_met"]
 """
     subprocess.run([sys.executable, "-c", code], check=True)

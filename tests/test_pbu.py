@@ -169,7 +169,7 @@ def test_the_stationary_point_of_a_linear_forget_loss():
 
 def run(problem, **changes):
     config = dataclasses.replace(SPEC.Config(), **changes)
-    return loop.unlearn(problem, method=SPEC, config=config, key=KEY)
+    return loop.run(problem, method=SPEC, config=config, key=KEY)
 
 
 def test_strong_penalties_hold_the_weights():
@@ -206,6 +206,6 @@ def test_the_published_preset_moves_statistics_and_takes_every_pass():
     config = SPEC.Config.published()
     assert (config.alpha, config.beta, config.gamma) == (721.0, 90.0, 4001.0)
     problem = testing.tiny_problem()
-    result = loop.unlearn(problem, method=SPEC, config=config, key=KEY)
+    result = loop.run(problem, method=SPEC, config=config, key=KEY)
     assert result.steps == 5
     assert not np.array_equal(result.model.model_state["norm"]["mean"], problem.model.model_state["norm"]["mean"])

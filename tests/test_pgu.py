@@ -41,7 +41,7 @@ def request(model, x, k, **kept):
 
 
 def run(problem, **settings):
-    return loop.unlearn(problem, method=pgu.SPEC, config=pgu.Config(**settings), key=KEY)
+    return loop.run(problem, method=pgu.SPEC, config=pgu.Config(**settings), key=KEY)
 
 
 def kernel_of(model):
@@ -123,14 +123,14 @@ def test_the_published_rank_leaves_the_crossing_direction_open():
 
 def test_gamma_one_changes_nothing_at_all():
     problem = tiny_problem(needs=("moments",))
-    result = loop.unlearn(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=1.0), key=KEY)
+    result = loop.run(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=1.0), key=KEY)
     assert result.steps == 8
     assert _tree.digest(result.model.params) == _tree.digest(problem.model.params)
 
 
 def test_all_but_the_kernels_is_bit_identical():
     problem = tiny_problem(needs=("moments",))
-    model = loop.unlearn(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=0.5), key=KEY).model
+    model = loop.run(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=0.5), key=KEY).model
     for path, leaf in _tree.flatten_paths(model.params).items():
         same = np.array_equal(leaf, _tree.flatten_paths(problem.model.params)[path])
         assert same == (not path.endswith("kernel")), path
@@ -197,7 +197,7 @@ def test_one_step_spreads_the_prediction_or_sharpens_the_others():
 def test_the_rate_falls_exponentially_over_the_budget_and_the_order_changes_every_pass():
     problem = tiny_problem(needs=("moments",))
     settings = dict(gamma=1.0, learning_rate=0.08, final_learning_rate=0.01, max_passes=3, forget_batch=4)
-    result = loop.unlearn(problem, method=pgu.SPEC, config=pgu.Config(**settings), key=KEY)
+    result = loop.run(problem, method=pgu.SPEC, config=pgu.Config(**settings), key=KEY)
     np.testing.assert_allclose(result.history["learning_rate"], [0.04, 0.04, 0.02, 0.02, 0.01, 0.01], rtol=1e-5)
     draws = pgu.PGU(pgu.Config(forget_batch=4)).draws(result.state.inner)
     seen = [draws.draw(result.state.inner, jnp.int32(t), 0).index.tolist() for t in range(4)]
@@ -223,10 +223,10 @@ def test_weight_decay_is_projected_too():
 def test_the_run_ends_at_the_pass_nearer_to_the_reference():
     problem, ends = tiny_problem(k=16, needs=("moments",)), {}
     settings = dict(gamma=0.3, learning_rate=1.0, final_learning_rate=1.0, max_passes=60, forget_batch=16)
-    free = loop.unlearn(problem, method=pgu.SPEC, config=pgu.Config(**settings), key=KEY)
+    free = loop.run(problem, method=pgu.SPEC, config=pgu.Config(**settings), key=KEY)
     accuracy = 1 - free.history["forgotten_share"]  # after each pass
     for reference in (0.97, 0.6, 0.45):
-        result = loop.unlearn(
+        result = loop.run(
             problem, method=pgu.SPEC, config=pgu.Config(reference_accuracy=reference, **settings), key=KEY
         )
         first = int(np.argmax(accuracy < reference))
@@ -242,7 +242,7 @@ def test_a_network_below_the_reference_already_is_left_alone():
     problem = tiny_problem(needs=("moments",))
     forget = problem.forget._replace(y=problem.forget.y.at[:4].set((problem.forget.y[:4] + 1) % 5))
     config = pgu.Config(reference_accuracy=0.7)
-    result = loop.unlearn(dataclasses.replace(problem, forget=forget), method=pgu.SPEC, config=config, key=KEY)
+    result = loop.run(dataclasses.replace(problem, forget=forget), method=pgu.SPEC, config=config, key=KEY)
     assert (result.steps, result.stop_reason, int(result.forgotten.sum())) == (0, "completed", 4)
     assert _tree.digest(result.model.params) == _tree.digest(problem.model.params)
 
@@ -273,11 +273,11 @@ def first_of(x):
 
 def test_what_remains_is_bound_to_the_new_model():
     problem = tiny_problem(needs=("moments",))
-    result = loop.unlearn(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=0.3), key=KEY)
+    result = loop.run(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=0.3), key=KEY)
     (left,) = result.extras["artefacts"]
     assert left.model_digest == _tree.model_digest(result.model) != problem.artefacts["moments"].model_digest
     with pytest.raises(ValueError, match=r"the artefact \(moments\) was made from another model"):
-        loop.unlearn(dataclasses.replace(problem, model=result.model), method=pgu.SPEC, key=KEY)
+        loop.run(dataclasses.replace(problem, model=result.model), method=pgu.SPEC, key=KEY)
 
 
 # --- what is refused or said -------------------------------------------------
@@ -287,11 +287,11 @@ def test_what_is_missing_is_said_and_how_to_make_it():
     with pytest.raises(
         ValueError, match=r"'pgu' needs 'moments', which the problem does not have.*`jaxunlearn moments`"
     ):
-        loop.unlearn(tiny_problem(), method="pgu", key=KEY)
+        loop.run(tiny_problem(), method="pgu", key=KEY)
     problem = tiny_problem(needs=("moments",))
     blind = problem.model.replace(spec=dataclasses.replace(problem.model.spec, taps_fn=None))
     with pytest.raises(ValueError, match="'pgu' needs 'taps'"):
-        loop.unlearn(dataclasses.replace(problem, model=blind), method="pgu", key=KEY)
+        loop.run(dataclasses.replace(problem, model=blind), method="pgu", key=KEY)
 
 
 def test_layers_without_moments_stay_and_that_is_said():
@@ -300,7 +300,7 @@ def test_layers_without_moments_stay_and_that_is_said():
     artefact = curvature.moments_artefact(problem.model, x, layers=["head/*"])
     problem = dataclasses.replace(problem, artefacts={"moments": artefact})
     with pytest.warns(UserWarning, match="pgu leaves first/kernel as they are: there are no second moments"):
-        model = loop.unlearn(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=0.3), key=KEY).model
+        model = loop.run(problem, method=pgu.SPEC, config=small_config(pgu.SPEC, gamma=0.3), key=KEY).model
     np.testing.assert_array_equal(model.params["first"]["kernel"], problem.model.params["first"]["kernel"])
     assert not np.array_equal(model.params["head"]["kernel"], problem.model.params["head"]["kernel"])
 

@@ -28,7 +28,7 @@ def forget(model: Model, x, goal="misclassify", **changes):
     y = inference.logits(model, x).argmax(axis=1)
     target = (y + 2) % model.spec.num_classes if goal == "relabel" else None
     problem = Problem(model=model, forget=Batch.of(x, y, target), goal=goal)
-    result = loop.unlearn(problem, method=SPEC, config=Config(**changes), key=jax.random.key(0))
+    result = loop.run(problem, method=SPEC, config=Config(**changes), key=jax.random.key(0))
     return result, patches.Certificate.from_artefact(result.extras["artefacts"][0])
 
 
@@ -270,7 +270,7 @@ def test_touching_pieces_say_what_lies_in_a_later_tube():
     y = inference.logits(model, np.float32([x])).argmax()
     batch = Batch.of(np.float32([x, across]), [y, y], [(y + 1) % 4, (y + 2) % 4])
     problem = Problem(model=model, forget=batch, goal="relabel")
-    result = loop.unlearn(problem, method=SPEC, config=Config(gamma=100.0), key=jax.random.key(0))
+    result = loop.run(problem, method=SPEC, config=Config(gamma=100.0), key=jax.random.key(0))
     certificate = patches.Certificate.from_artefact(result.extras["artefacts"][0])
     assert certificate.certified.all()
     verdict = patches.verify(certificate, model, samples=200)
@@ -386,7 +386,7 @@ def test_an_earlier_patch_is_gone_on_with():
         held = Batch.of(x[:3], y[:3])
         offered = {"held": held, "certificate": first.extras["artefacts"][0]}
         problem = Problem(model=first.model, forget=Batch.of(x[3:], y[3:]), artefacts=offered)
-        second = loop.unlearn(problem, method=SPEC, config=Config(space=space), key=jax.random.key(1))
+        second = loop.run(problem, method=SPEC, config=Config(space=space), key=jax.random.key(1))
         assert (inference.logits(second.model, x).argmax(axis=1) != y).all()
         assert wrappers.unwrap(wrappers.unwrap(second.model).model) is None  # one patch, not two
         whole = patches.Certificate.from_artefact(second.extras["artefacts"][0])
@@ -395,7 +395,7 @@ def test_an_earlier_patch_is_gone_on_with():
         assert patches.verify(whole, model, samples=40).holds
         # Without the earlier certificate nothing is promised of the earlier regions.
         problem = dataclasses.replace(problem, artefacts={"held": held})
-        third = loop.unlearn(problem, method=SPEC, config=Config(space=space), key=jax.random.key(1))
+        third = loop.run(problem, method=SPEC, config=Config(space=space), key=jax.random.key(1))
         bare = patches.Certificate.from_artefact(third.extras["artefacts"][0])
         assert not bare.certified[: len(certificate.points)].any()
         assert bare.certified[len(certificate.points) :].all()
@@ -405,7 +405,7 @@ def test_what_is_remembered_of_an_earlier_request_is_patched_again():
     model, x = dense(), inputs(4)
     y = inference.logits(model, x).argmax(axis=1)
     problem = Problem(model=model, forget=Batch.of(x[:2], y[:2]), artefacts={"held": Batch.of(x[2:], y[2:])})
-    result = loop.unlearn(problem, method=SPEC, config=Config(), key=jax.random.key(0))
+    result = loop.run(problem, method=SPEC, config=Config(), key=jax.random.key(0))
     assert (inference.logits(result.model, x).argmax(axis=1) != y).all()
     assert len(result.extras["status"]) == 2
 
@@ -477,7 +477,7 @@ def test_a_deep_network_is_patched_in_its_features_by_default():
 def test_what_was_forgotten_already_gets_no_patch():
     x, y = inputs(2), inference.logits(dense(), inputs(2)).argmax(axis=1)
     problem = Problem(model=dense(), forget=Batch.of(x, (y + 1) % 4))
-    result = loop.unlearn(problem, method=SPEC, config=Config(), key=jax.random.key(0))
+    result = loop.run(problem, method=SPEC, config=Config(), key=jax.random.key(0))
     assert (result.steps, result.stop_reason) == (0, "forgotten")
     assert result.model.apply_fn is dense().apply_fn
     assert result.extras == {"artefacts": [], "status": ["forgotten without a patch"] * 2, "patch_size": 0}

@@ -229,7 +229,7 @@ def test_every_method_killed_at_any_step_gives_the_same(name, tmp_path):
     config = dataclasses.replace(spec.Config(), **{name: value for name, value in given.items() if name in fields})
 
     def run(callback=None):
-        return loop.unlearn(problem, method=spec, config=config, key=key, loop="host", callback=callback)
+        return loop.run(problem, method=spec, config=config, key=key, loop="host", callback=callback)
 
     whole = run()
 

@@ -138,7 +138,7 @@ def test_the_penalty_is_that_of_the_formula():
 
 def test_statistics_of_the_projector_stay_and_the_rest_learns():
     problem = tiny_problem()
-    result = loop.unlearn(problem, method=SPEC, config=config(start="random", max_passes=3), key=jax.random.key(1))
+    result = loop.run(problem, method=SPEC, config=config(start="random", max_passes=3), key=jax.random.key(1))
     _, state = start(problem, start="random")
     own = result.model.params["projector"]
     assert set(own) == set(Projector(dim=16, width=6, residual=False).shapes())

@@ -24,7 +24,7 @@ import numpy as np
 
 from experiments import real
 from experiments.benchmarks.machine import QUIET, hardware, limit_cores, others_clock
-from jaxunlearn import unlearn
+from jaxunlearn import loop
 from jaxunlearn._types import Batch, Problem
 
 
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         problem = Problem(model=model, forget=Batch.of(source.images(rows), source.labels[rows]))
         for method in methods:
             not_ours, began = others(), time.perf_counter()
-            result = unlearn(problem, method=method, key=jax.random.key(n))
+            result = loop.run(problem, method=method, key=jax.random.key(n))
             seconds = time.perf_counter() - began
             run = {"round": n, "method": method, "seconds": seconds, "phases": dict(result.seconds)}
             run |= {"steps": result.steps, "reason": result.stop_reason}

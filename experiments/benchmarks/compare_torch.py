@@ -120,7 +120,7 @@ class Bench:
         seconds: dict[str, float] = {}
         problem = Problem(model=self.model, forget=self.forget)
         with clock(seconds, "job"):
-            result = loop.unlearn(problem, method="adv-imp", config=self.config, key=key, callback=callback)
+            result = loop.run(problem, method="adv-imp", config=self.config, key=key, callback=callback)
         return {
             "seconds": seconds["job"],
             "phases": dict(result.seconds),

@@ -183,7 +183,7 @@ def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, fact
     del facts
     spec, config = entry.spec, entry.config(factor)
     _, problem = _problem(args, spec, config, seed)
-    result = loop.unlearn(problem, method=spec, config=config, key=jax.random.key(seed))
+    result = loop.run(problem, method=spec, config=config, key=jax.random.key(seed))
     if result.stop_reason == "interrupted":
         raise KeyboardInterrupt
     return {

@@ -2,11 +2,11 @@
 
 >>> from jaxunlearn.testing import tiny_problem
 >>> given = tiny_problem()  # stands for your model and images
->>> record = run(given.model, (given.forget.x, given.forget.y), method="neggrad")
+>>> record = unlearn(given.model, (given.forget.x, given.forget.y), method="neggrad")
 >>> record.before["forget"], record.after["forget"], record.result.stop_reason
 (1.0, 0.0, 'forgotten')
 """
 
-from jaxunlearn.job.call import run
+from jaxunlearn.job.call import unlearn
 
-__all__ = ["run"]
+__all__ = ["unlearn"]

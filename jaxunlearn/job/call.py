@@ -34,7 +34,7 @@ from jaxunlearn.report import RunRecord
 _APART = ("retain", "public", "held", "taps", "init")
 
 
-def run(
+def unlearn(
     model: Model,
     forget: Any,
     *,

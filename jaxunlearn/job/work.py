@@ -87,7 +87,7 @@ def perform(
     watch = Watch(request, spec, config)
     _journal.attach(watch.get, watch.put)
     try:
-        result = loop.unlearn(
+        result = loop.run(
             problem,
             method=spec,
             config=config,
