@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 import types
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from jaxunlearn import _tree, convert, models
 from jaxunlearn._types import Model, Recipe
+from jaxunlearn.models import _layers
 from jaxunlearn.models.resnet import BatchNorm
 
 torch = pytest.importorskip("torch")
@@ -176,6 +180,40 @@ def test_batch_norm_keeps_wide_statistics_of_narrow_inputs() -> None:
     wide = np.asarray(x, np.float64)
     np.testing.assert_allclose(updated["batch_stats"]["mean"], 0.1 * wide.mean(0), rtol=1e-5)
     np.testing.assert_allclose(updated["batch_stats"]["var"], 0.9 + 0.1 * wide.var(0, ddof=1), rtol=1e-3)
+
+
+def plain_batch_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float) -> tuple[jax.Array, ...]:
+    """The formula as it is written, for autodiff."""
+    axes = tuple(range(x.ndim - 1))
+    mean, var = jnp.mean(x, axes, keepdims=True), jnp.var(x, axes, keepdims=True)
+    return (x - mean) / jnp.sqrt(var + epsilon) * scale + bias, mean.reshape(scale.shape), var.reshape(scale.shape)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 3), st.integers(0, 99))
+def test_batch_norm_has_the_gradients_of_its_formula(sides: list[int], channels: int, seed: int) -> None:
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        rng = np.random.default_rng(seed)
+        x = jnp.asarray(rng.normal(3.0, 2.0, (*sides, channels)))
+        scale, bias, a, b, c = jnp.asarray(rng.normal(size=(5, channels)))
+
+        def total(form: Any, x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+            # Through all three outputs, as a user who differentiates the statistics would.
+            y, mean, var = form(x, scale, bias, 0.1)
+            return jnp.sum(jnp.sin(y) * a) + jnp.sum(mean * b) + jnp.sum(jnp.cos(var) * c)
+
+        ours, plain = partial(total, _layers._normalised_by_batch), partial(total, plain_batch_norm)
+        for order in (ours, plain), (slope(ours), slope(plain)):
+            got, wanted = (jax.jit(jax.grad(f, argnums=(0, 1, 2)))(x, scale, bias) for f in order)
+            jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-8, atol=1e-9), got, wanted)
+        stacked = jnp.stack([x, 2 * x])
+        each = jax.jit(jax.vmap(jax.grad(ours), in_axes=(0, None, None)))(stacked, scale, bias)
+        np.testing.assert_allclose(each[1], jax.jit(jax.grad(plain))(2 * x, scale, bias), rtol=1e-8, atol=1e-9)
+
+
+def slope(fn: Any) -> Any:
+    """A function of the gradient, whose own gradient takes second derivatives."""
+    return lambda *at: sum(jnp.sum(jnp.square(g)) for g in jax.grad(fn, argnums=(0, 1, 2))(*at))
 
 
 class OwnNet(nn.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -43,19 +44,60 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         if train:
-            axes, count = tuple(range(x.ndim - 1)), x.size // channels
-            mean, var = jnp.mean(wide, axes), jnp.var(wide, axes)
+            count = x.size // channels
+            y, mean, var = _normalised_by_batch(x, scale, bias, self.epsilon)
             if not self.is_initializing():
                 keep, take = self.momentum, 1.0 - self.momentum
                 running_mean.value = keep * running_mean.value + take * mean
                 running_var.value = keep * running_var.value + take * var * (count / max(count - 1, 1))
-        else:
-            mean, var = running_mean.value, running_var.value
-        factor = scale * jax.lax.rsqrt(var + self.epsilon)
-        row = (1,) * (x.ndim - 1) + (channels,)
-        return ((wide - mean.reshape(row)) * factor.reshape(row) + bias.reshape(row)).astype(x.dtype)
+            return y
+        factor = scale * jax.lax.rsqrt(running_var.value + self.epsilon)
+        return ((_wide(x) - _row(running_mean.value, x)) * _row(factor, x) + _row(bias, x)).astype(x.dtype)
+
+
+def _wide(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _row(values: Array, x: Array) -> Array:
+    return values.reshape((1,) * (x.ndim - 1) + values.shape)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalised_by_batch(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """Return images normalised by their own statistics, and the mean and biased variance of each channel.
+
+    With a gradient of its own (Ioffe & Szegedy 2015, section 3): autodiff of the
+    formula keeps and reads centred and squared copies of the images, and took
+    twice the time. Gradients of any order are there, in reverse mode.
+    """
+    return _normalised_forward(x, scale, bias, epsilon)[0]
+
+
+def _normalised_forward(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Any, Any]:
+    wide, axes = _wide(x), tuple(range(x.ndim - 1))
+    mean = jnp.mean(wide, axes)
+    var = jnp.mean(jnp.square(wide - _row(mean, x)), axes)
+    # Behind a barrier, or XLA would keep the centred images of that sum for all that follows.
+    mean = jax.lax.optimization_barrier(mean)
+    inverse = jax.lax.rsqrt(var + epsilon)
+    y = (wide - _row(mean, x)) * _row(scale * inverse, x) + _row(bias, x)
+    return (y.astype(x.dtype), mean, var), (x, scale, mean, inverse)
+
+
+def _normalised_backward(epsilon: float, saved: Any, given: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    x, scale, mean, inverse = saved
+    dy, dmean, dvar = _wide(given[0]), *given[1:]
+    centred, axes, count = _wide(x) - _row(mean, x), tuple(range(x.ndim - 1)), x.size // x.shape[-1]
+    dbias, dscale = jnp.sum(dy, axes), inverse * jnp.sum(dy * centred, axes)
+    factor = scale * inverse
+    slope, level = (2 * dvar - factor * inverse * dscale) / count, (dmean - factor * dbias) / count
+    dx = dy * _row(factor, x) + centred * _row(slope, x) + _row(level, x)
+    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(scale.dtype)
+
+
+_normalised_by_batch.defvjp(_normalised_forward, _normalised_backward)
 
 
 class Dropout(nn.Module):
