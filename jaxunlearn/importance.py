@@ -177,16 +177,19 @@ class Fisher:
         n = x.shape[0] // _devices.parts(split)
         one = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
         classes = _repeat.call.eval_shape(_logits, (self.apply_fn,), params, model_state, one).shape[-1]
-        # The rows are pairs (instance, class), and an image is looked up: n * C copies of images would not be flat.
-        pairs = np.tile(np.arange(n * classes, dtype=np.int32), _devices.parts(split))
+        # A row is an instance and a block of its classes, so that one forward pass serves a block. The instance is
+        # looked up: copies of images for every block would not be flat.
+        blocks = -(-classes // self.microbatch_size)
+        size = -(-classes // blocks)
+        rows = np.tile(np.arange(n * blocks, dtype=np.int32), _devices.parts(split))
         total = _repeat.accumulate(
-            _of_pairs,
-            (pairs // classes, pairs % classes, np.ones(len(pairs), np.float32)),
+            _of_blocks,
+            (rows // blocks, rows % blocks * size, np.ones(len(rows), np.float32)),
             params,
             model_state,
             own=(x, weight),
-            microbatch_size=self.microbatch_size,
-            statics=(self.apply_fn,),
+            microbatch_size=max(self.microbatch_size // size, 1),
+            statics=(self.apply_fn, size),
             loop=self.loop,
             label="Fisher information",
         )
@@ -199,11 +202,11 @@ def fisher(apply_fn: ApplyFn, *, microbatch_size: int = 16, loop: _repeat.Loop =
 
     ``mean_i sum_c p_c(x_i) (d log p_c(x_i) / d theta)^2`` with p the softmax
     of the logits: neither sampled nor from labels. It takes C gradients an
-    instance.
+    instance, and one forward pass for each ``microbatch_size`` of them.
 
     Args:
       apply_fn: the seam; it runs in eval mode.
-      microbatch_size: gradients held at a time, on CPU at most eight a core; does not change the result.
+      microbatch_size: gradients held at a time, on CPU by each core; does not change the result.
       loop: "auto", "host" or "device"; does not change the result.
 
     Returns:
@@ -305,24 +308,31 @@ def _logits(apply_fn: ApplyFn, params: Params, model_state: Params, x: Array) ->
     return apply_fn(params, model_state, x, train=False)[0]
 
 
-def _of_pairs(
+def _of_blocks(
     apply_fn: ApplyFn,
+    size: int,
     chunk: tuple[Array, Array, Array],
     instances: tuple[Array, Array],
     params: Params,
     model_state: Params,
 ) -> PyTree:
-    """Return the sum over pairs (instance, class) of weight * p_c * (d log p_c)^2; pairs with a 0 are padding."""
+    """Return the sum over rows (instance, first class of a block) of weight * p_c * (d log p_c)^2; 0 is padding."""
     x, weight = instances
 
-    def row(i: Array, c: Array, real: Array) -> PyTree:
+    def row(i: Array, first: Array, real: Array) -> PyTree:
         def log_p(params: Params) -> Array:
-            return jax.nn.log_softmax(_logits(apply_fn, params, model_state, x[i][None])[0])[c]
+            return jax.nn.log_softmax(_logits(apply_fn, params, model_state, x[i][None])[0])
 
-        value, g = jax.value_and_grad(log_p)(params)
-        w = real * weight[i]
-        # select, not scale alone: a network may give NaN on padding
-        return jax.tree.map(lambda g: jnp.where(w > 0, w * jnp.exp(value) * g * g, 0.0).astype(g.dtype), g)
+        value, pull = jax.vjp(log_p, params)
+        block = jax.nn.one_hot(first + jnp.arange(size), len(value), dtype=value.dtype)  # past the last class: zeros
+        grads = jax.vmap(lambda direction: pull(direction)[0])(block)
+        w, p = real * weight[i], block @ jnp.exp(value)
+
+        def squares(g: Array) -> Array:
+            # select, not scale alone: a network may give NaN on padding
+            return jnp.where(w > 0, w * jnp.tensordot(p, g * g, axes=1), 0.0).astype(g.dtype)
+
+        return jax.tree.map(squares, grads)
 
     return jax.tree.map(lambda g: jnp.sum(g, axis=0), jax.vmap(row)(*chunk))
 

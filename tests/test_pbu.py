@@ -63,6 +63,27 @@ def test_it_agrees_with_pytorch():
         assert (leaf >= 0).all()
 
 
+@pytest.mark.parametrize("size", [1, 3, 4, 9, 64])  # of four classes: one at a time, two, all; all of two, all of all
+def test_blocks_of_classes_are_the_sum_over_pairs(size):
+    params, state, x = conv_case(5)
+
+    def log_p(params, x, c):
+        return jax.nn.log_softmax(convolutional(params, state, x[None])[0][0])[c]
+
+    def of_pair(x, c):
+        value, g = jax.value_and_grad(log_p)(params, x, c)
+        return jax.tree.map(lambda g: jnp.exp(value) * g * g / 5, g)
+
+    pairs = jax.vmap(jax.vmap(of_pair, (None, 0)), (0, None))(x, jnp.arange(4))
+    expected = jax.tree.map(lambda f: f.sum((0, 1)), pairs)
+    close(fisher(convolutional, microbatch_size=size)(params, state, x), expected, rtol=1e-5, atol=1e-9)
+
+
+def test_a_last_block_may_have_fewer_classes():
+    params = linear_params(jax.random.key(5), 5, 7)  # in blocks of three, three and one
+    close(fisher(linear, microbatch_size=3)(params, {}, X), fisher(linear)(params, {}, X))
+
+
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_microbatches_and_padding_change_nothing(size):
     x = jnp.concatenate([X[:6], jnp.full((3, 5), jnp.nan)])
