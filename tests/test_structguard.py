@@ -73,7 +73,6 @@ def test_with_all_it_adds_off_it_is_adv_step_by_step():
     small = {name: value for name, value in SMALL.items() if name != "width"}
     # One batch a pass, so that the two stretches of steps deal as one does; the attack's key is the method's own.
     theirs = adv.Config(**small, **shared, max_passes=4)
-    ours = config(**shared, **off, max_passes=2, returned="network")
     unlearner, state = start(problem, **shared, **off)
     reference = adv.make(_config.static(theirs))
     for_attack = jax.random.split(jax.random.key(0))[0]
@@ -86,7 +85,6 @@ def test_with_all_it_adds_off_it_is_adv_step_by_step():
         one, two = (_tree.flatten_paths(params) for params in (state.model.params["network"], other.model.params))
         for path, leaf in two.items():
             np.testing.assert_allclose(one[path], leaf, rtol=1e-5, atol=1e-6, err_msg=path)
-    assert ours.returned == "network"
 
 
 @pytest.mark.parametrize("kind", ["per_example", "batch_mean"])
@@ -138,7 +136,8 @@ def test_the_penalty_is_that_of_the_formula():
 
 def test_statistics_of_the_projector_stay_and_the_rest_learns():
     problem = tiny_problem()
-    result = loop.run(problem, method=SPEC, config=config(start="random", max_passes=3), key=jax.random.key(1))
+    settings = config(start="random", returned="projected", max_passes=3)
+    result = loop.run(problem, method=SPEC, config=settings, key=jax.random.key(1))
     _, state = start(problem, start="random")
     own = result.model.params["projector"]
     assert set(own) == set(Projector(dim=16, width=6, residual=False).shapes())
@@ -146,6 +145,41 @@ def test_statistics_of_the_projector_stay_and_the_rest_learns():
     assert np.all(np.asarray(own["var"]) > 0)
     assert not np.allclose(own["outer_kernel"], state.model.params["projector"]["outer_kernel"])
     assert result.model.spec.head == ("network", "head")
+
+
+@pytest.mark.parametrize("returned", ["network", "projected"])
+def test_what_is_returned_is_what_the_stopping_rule_looks_at_and_both_ways_are_counted(returned):
+    problem = tiny_problem()
+    unlearner, state = start(problem, returned=returned)
+    own = state.model.params["projector"]
+    head = problem.model.params["head"]["kernel"]
+    aside = 1e4 * np.linalg.lstsq(np.asarray(head).T, np.eye(5)[4], rcond=None)[0]  # class 4 for whatever comes
+    turned = {**own, "outer_bias": own["outer_bias"] + aside.astype(np.float32)}
+    state = dataclasses.replace(state, model=state.model.replace(params={**state.model.params, "projector": turned}))
+    real = np.asarray(state.forget.weight) > 0
+    others = int(np.sum((np.asarray(state.forget.y) != 4)[real]))
+    assert others > 0
+    assert unlearner.extras(state)["forgotten"] == {"network": 0, "projected": others}
+    answers = unlearner.finish(state)(problem.forget.x).argmax(axis=1)
+    assert (np.asarray(answers) == 4).all() == (returned == "projected")
+
+
+def test_published_is_through_a_random_projector():
+    ours, published = SPEC.Config(), SPEC.Config.published()
+    assert (ours.start, ours.returned, ours.importance, ours.forget_loss) == (
+        "identity",
+        "network",
+        "per_example",
+        "margin",
+    )
+    assert (published.start, published.returned, published.importance, published.forget_loss) == (
+        "random",
+        "projected",
+        "batch_mean",
+        "cross_entropy",
+    )
+    assert published.forget_batch == published.companion_batch == 128
+    assert published.targets == "published"
 
 
 def test_the_projector_is_batch_norm_between_two_layers():

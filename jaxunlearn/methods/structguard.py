@@ -11,11 +11,18 @@ with S0 = normalise(h0(x_a)) A', S = normalise(P(h(x_a))) A' the similarities to
 the anchors before and now, and I_j the mean absolute gradient of the alignment
 over the adversarial images, measured once, after two steps (at the start it
 vanishes where P is the identity). The sum of the penalty runs over the
-network's parameters, theta0 being the network as given.
+network's parameters, theta0 being the network as given. L_del is minus the
+cross-entropy as published or, by default (ours), the bounded margin loss: on
+64 images of CIFAR-10 the former had forgotten 9 after 80 steps and was not finite
+after 120.
 
 Where the published code and this one differ: the projector starts as the
-identity (SG-1; it starts random there, and all published accuracies are
-through it); it is part of the returned model (SG-2); importance is that of each
+identity, and what is returned, and so what the stopping rule looks at, is the
+network without it, which is what L_del acts on (SG-1; there it starts random, and
+all accuracies are through it: it learns to give forgotten images their labels back).
+How many are forgotten is counted both ways among the extras. Where it is asked for,
+the projector is part of the returned model (SG-2). Adversarial images aim at all
+other classes equally often (L2UL-2). Importance is that of each
 image (SG-3) and in eval mode (SG-4); BatchNorm stays frozen, of the projector
 too, whose statistics are measured once on the adversarial images: features of
 a network in train mode cannot be tapped, so the published train mode is not
@@ -61,6 +68,7 @@ class Config(AttackConfig):
     strength: float = hparam(1.0, "lambda of the penalty (a sum over parameters)", traced=True, low=0.0)
     elastic: float = hparam(1e-3, "weight of the elastic net on the head's kernel", traced=True, low=0.0)
     epsilon: float = hparam(3.0, "radius of the L2 ball of the attack, in input units", traced=True, low=0.0)
+    forget_batch: int = hparam(128, "forget instances a step", unit="instances", low=1)
     companion_batch: int = hparam(128, "adversarial instances a step", unit="instances", low=1)
     max_passes: int = hparam(100, "budget, in passes over the adversarial set", unit="passes", low=1)
     batch_norm: str = hparam("frozen", "frozen: running statistics stay; nothing else is offered", choices=("frozen",))
@@ -77,9 +85,9 @@ class Config(AttackConfig):
         deviation="SG-1",
     )
     returned: str = hparam(
-        "projected",
-        "projected: the network with its projector, as published; network: without it",
-        choices=("projected", "network"),
+        "network",
+        "network: without the projector, what the forget loss acts on; projected: with it, as published",
+        choices=("network", "projected"),
         deviation="SG-1",
     )
     importance: str = hparam(
@@ -93,7 +101,13 @@ class Config(AttackConfig):
     @classmethod
     def published(cls) -> Config:
         """Return the published settings as far as they can be had (SG-1, SG-3)."""
-        return cls(forget_loss="cross_entropy", targets="published", start="random", importance="batch_mean")
+        return cls(
+            forget_loss="cross_entropy",
+            targets="published",
+            start="random",
+            returned="projected",
+            importance="batch_mean",
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -167,6 +181,11 @@ class StructGuard(FirstOrder):
         if self.config.returned == "projected":
             return state.model
         return cast(wrappers.Parts, wrappers.unwrap(state.model)).model
+
+    def extras(self, state: State) -> dict[str, Any]:
+        """Return the adversarial images, and how many instances are forgotten without the projector and with it."""
+        count = _repeat.call(_forgotten_both_ways, (), state)
+        return super().extras(state) | {"forgotten": {way: int(number) for way, number in count.items()}}
 
     def draws(self, state: State) -> Draws:
         """Deal both sets as the other methods do, S0 with the adversarial images."""
@@ -291,6 +310,15 @@ def _forward(model: Model, *x: Array) -> tuple[Array, Array, Array]:
     """Return the head's kernel and bias, and the features of all inputs, of the network inside."""
     network = cast(wrappers.Parts, wrappers.unwrap(model)).model
     return *wrappers.head_map(network), wrappers.features(network, jnp.concatenate(x))
+
+
+def _forgotten_both_ways(state: State) -> dict[str, Array]:
+    def count(model: Model) -> Array:
+        met = losses.forgotten(model(state.forget.x), state.forget, state.goal)
+        return jnp.sum(met & (state.forget.weight > 0))
+
+    network = cast(wrappers.Parts, wrappers.unwrap(state.model)).model
+    return {"network": count(network), "projected": count(state.model)}
 
 
 def _projector(model: Model) -> Projector:
