@@ -161,6 +161,15 @@ def test_delete_keeps_the_proportions_of_the_other_classes():
     np.testing.assert_allclose(jax.nn.softmax(model(problem.forget.x)), want, atol=0.02)
 
 
+@pytest.mark.parametrize("spec", [delete.SPEC, boundary_shrink.SPEC, boundary_expand.SPEC], ids=lambda spec: spec.name)
+def test_published_takes_twenty_passes_and_moves_statistics(spec):
+    problem, config = testing.tiny_problem(), spec.Config.published()
+    assert (config.learning_rate, config.momentum, config.forget_batch) == (1e-4, 0.9, 128)
+    result = loop.run(problem, method=spec, config=config, key=KEY)
+    assert (result.steps, result.stop_reason) == (20, "max_steps")
+    assert not np.array_equal(result.model.model_state["norm"]["mean"], problem.model.model_state["norm"]["mean"])
+
+
 # --- boundary shrink ----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 
 import pytest
 
@@ -25,3 +26,34 @@ def test_check_method_names_the_check_that_failed():
     broken = dataclasses.replace(methods.get("neggrad"), summary="")
     with pytest.raises(AssertionError, match="neggrad: declares_itself"):
         testing.check_method(broken)
+
+
+#: Where a method and its published code differ, by the ids of the specifications; the L2UL methods are in test_parity.
+DEPARTURES = {
+    "boundary-expand": ("BASE-5",),
+    "boundary-shrink": (),
+    "delete": (),
+    "jit": tuple(f"JIT-{n}" for n in range(1, 6)),
+    "mnemonic": tuple(f"MNEM-{n}" for n in range(1, 7)),
+    "mu-mis": (),
+    "pbu": tuple(f"PBU-{n}" for n in range(1, 7)),
+    "pgu": tuple(f"PGU-{n}" for n in range(1, 7)),
+    "prune": tuple(f"PRUNE-{n}" for n in range(1, 9)),
+    "random-label": ("BASE-2",),
+    "structguard": tuple(f"SG-{n}" for n in range(1, 5)),
+}
+#: An option whose default is the published behaviour.
+AS_PUBLISHED = {("pbu", "forget_loss")}
+
+
+@pytest.mark.parametrize("name", DEPARTURES)
+def test_departures_are_in_the_docstring_and_published_takes_them_back(name):
+    spec = methods.get(name)
+    text = inspect.getdoc(inspect.getmodule(spec.make))
+    ours, published = spec.Config(), spec.Config.published()
+    fields = [field for field in dataclasses.fields(spec.Config) if field.metadata["deviation"]]
+    for departure in {*DEPARTURES[name], *(field.metadata["deviation"] for field in fields)}:
+        assert departure in text
+    for field in fields:
+        same = getattr(ours, field.name) == getattr(published, field.name)
+        assert same == ((name, field.name) in AS_PUBLISHED), field.name

@@ -13,6 +13,7 @@ Departures from the published code: PBU-1, there BatchNorm is in train mode on
 D_f; PBU-2, there the epoch to keep is chosen by test accuracy, here a run ends
 when D_f is forgotten; PBU-3, -CE has no lower bound and the published run
 diverges after some epochs, hence that stop and, as an option, a bounded loss;
+PBU-4, the published membership inference looks at the original weights (not ours);
 PBU-5, the number of classes is the network's; PBU-6, F is taken in eval mode
 throughout, dropout off.
 
