@@ -229,7 +229,7 @@ MISTAKES = (
     Mistake(
         "a file to export to of another kind",
         "export --weights net --out w.onnx",
-        "out must be a file of kind .safetensors, .npz, .pth, .pt, .th; got 'w.onnx' ...",
+        "out must be a file of kind .safetensors, .npz, .msgpack, .pth, .pt, .th; got 'w.onnx' ...",
     ),
     # what steers a terminal
     Mistake(

@@ -54,5 +54,70 @@ class Demanding(nnx.Module):
         self.depth = depth
 
 
-def factory(**arguments: object) -> None:
-    raise AssertionError("a function must not be called: a recipe may be a stranger's")
+WIDTH = 3
+ready = Linen(num_classes=10)
+called: list[str] = []
+
+
+def linen(num_classes: int) -> nn.Module:
+    """Takes the number of classes alone."""
+    called.append("linen")
+    return Linen(num_classes=num_classes)
+
+
+def nnx_model(*, rngs: nnx.Rngs, input_shape: tuple[int, ...], num_classes: int, width: int = 0) -> nnx.Module:
+    """Takes all three, and something of its own."""
+    called.append("nnx_model")
+    return Nnx(num_classes, input_shape, rngs)
+
+
+def seeded() -> nnx.Module:
+    """Takes nothing: its weights are always the same."""
+    return Nnx(10, (8, 8, 1), nnx.Rngs(7))
+
+
+class Widths(nn.Module):
+    """A network with a list among its fields, which alone could not be hashed."""
+
+    widths: list[int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths:
+            x = nn.Dense(width)(x)
+        return x
+
+
+def listed(num_classes: int) -> nn.Module:
+    return Widths([4, num_classes])
+
+
+def demanding(num_classes: int, depth: int) -> nn.Module:
+    raise AssertionError("not to be called")
+
+
+def raising(num_classes: int) -> nn.Module:
+    raise RuntimeError("no such width\nat all")
+
+
+def ending() -> nn.Module:
+    raise SystemExit(3)
+
+
+def text() -> str:
+    return "a network"
+
+
+class Tokens(nn.Module):
+    """An array whose name has no counterpart in PyTorch, and BatchNorm."""
+
+    num_classes: int
+    head = "out"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        tokens = self.param("tokens", nn.initializers.normal(1.0), (8, 6))
+        x = nn.Conv(8, (3, 3), strides=2)(x)
+        x = nn.BatchNorm(use_running_average=not train)(x).mean(axis=(1, 2))
+        return nn.Dense(self.num_classes, name="out")(jnp.tanh(x @ tokens))

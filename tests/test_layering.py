@@ -45,7 +45,7 @@ ASIDE = {"models"}  # reference networks: only floor 5 may import them
 SAME_FLOOR = {("curvature", "importance"), ("proxies", "curvature")}
 CORE = {"jax", "numpy", "optax", "scipy"}  # scipy comes with jax
 ROOMS = {  # third-party libraries and the only rooms that may import them
-    "flax": {"adapters", "models"},
+    "flax": {"adapters", "models", "convert"},  # convert reads and writes the files of flax.serialization
     "orbax": {"checkpoint"},
     "tensorflow_datasets": {"data"},
     "sklearn": {"data"},

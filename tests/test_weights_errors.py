@@ -18,6 +18,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
+from flax import serialization
 from hypothesis import HealthCheck, given, settings
 
 from jaxunlearn import _files, _tree, checkpoint, convert, models, report
@@ -234,7 +235,7 @@ def test_an_original_with_a_name_that_steers_a_terminal(tmp_path):
 
 FUZZ = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CHANGES = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=4)
-SUFFIXES = st.sampled_from([".pth", ".safetensors", ".npz", ".bin", ""])
+SUFFIXES = st.sampled_from([".pth", ".safetensors", ".npz", ".msgpack", ".bin", ""])
 
 
 def attempt(read: Any, *arguments: Any) -> None:
@@ -262,6 +263,8 @@ def good(kind: str) -> bytes:
     tensors = {"bn1.bias": fresh()["bn1.bias"], "bn1.weight": fresh()["bn1.weight"]}
     if kind == ".npz":
         np.savez(stream, **tensors)
+    elif kind == ".msgpack":
+        stream.write(serialization.msgpack_serialize({"params": {"bn1": {"bias": tensors["bn1.bias"]}}}))
     elif kind == ".safetensors":
         stream.write(safetensors.numpy.save(tensors, metadata={"format": "pt"}))
     else:
@@ -280,7 +283,7 @@ def damaged(content: bytes, changes: list[tuple[int, int]], keep: int) -> bytes:
 @FUZZ
 @given(
     st.binary(max_size=200),
-    st.sampled_from([b"", b"PK\3\4", b"\x80\2", b"\x80\4", b"\x93NUMPY", b"\1\0\0\0\0\0\0\0{"]),
+    st.sampled_from([b"", b"PK\3\4", b"\x80\2", b"\x80\4", b"\x81\xa6params\x81", b"\x93NUMPY", b"\1\0\0\0\0\0\0\0{"]),
     SUFFIXES,
 )
 def test_any_bytes_as_weights(tmp_path, content, start, suffix):
@@ -289,7 +292,9 @@ def test_any_bytes_as_weights(tmp_path, content, start, suffix):
 
 
 @FUZZ
-@given(st.sampled_from([".pth", ".th", ".safetensors", ".npz"]), CHANGES, st.just(0) | st.integers(0, 10**5))
+@given(
+    st.sampled_from([".pth", ".th", ".safetensors", ".npz", ".msgpack"]), CHANGES, st.just(0) | st.integers(0, 10**5)
+)
 def test_any_bytes_changed_in_weights(tmp_path, kind, changes, keep):
     path = tmp_path / f"w{kind}"
     path.write_bytes(damaged(good(kind), changes, keep))

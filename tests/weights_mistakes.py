@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import msgpack
 import numpy as np
 import pytest
+from flax import serialization
 
-from jaxunlearn import _files, checkpoint, convert, models
+from jaxunlearn import _files, _tree, checkpoint, convert, models
 from tests import digits_net
 from tests.data_mistakes import cut, file, link, rows
 from tests.digits_net import ARCH
@@ -104,6 +106,24 @@ def tensor(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]
 def npz(**change: Any) -> Callable[[], None]:
     """Return what writes w.npz, of `changed`."""
     return lambda: np.savez("w.npz", **changed(**change))
+
+
+def flax_names(**change: Any) -> dict[str, np.ndarray]:
+    """Return fresh weights by Flax's own names, some replaced or left out; ``__`` stands for a slash."""
+    model = digits_net.fresh()
+    named = _tree.flatten_paths({"params": model.params, **model.model_state})
+    new = {name.replace("__", "/"): value for name, value in change.items()}
+    return {name: np.asarray(value) for name, value in (named | new).items() if value is not None}
+
+
+def flax_npz(**change: Any) -> Callable[[], None]:
+    """Return what writes w.npz, of `flax_names`."""
+    return lambda: np.savez("w.npz", **flax_names(**change))
+
+
+def flax_file(tree: Callable[[], Any]) -> Callable[[], None]:
+    """Return what writes w.msgpack as Flax does."""
+    return lambda: Path("w.msgpack").write_bytes(serialization.msgpack_serialize(tree())) and None
 
 
 def lying_npz(size: int, shape: str) -> Callable[[], None]:
@@ -367,6 +387,25 @@ MISTAKES = (
         "w.pth: it would fill 37.3 GiB, more than 20 times its own size",
         files(torch_file("w.pth", lambda: {"a": expanded()})),
     ),
+    Mistake(
+        "a file of Flax is cut short",
+        asked("w.msgpack"),
+        f"w.msgpack is no complete msgpack file of Flax (...): {AGAIN}",
+        files(flax_file(lambda: {"params": flax_names()}), cut("w.msgpack", 900)),
+    ),
+    Mistake(
+        "a length in a file of Flax that is longer than the file",
+        asked("w.msgpack"),
+        f"w.msgpack is no complete msgpack file of Flax (...): {AGAIN}",
+        files(file("w.msgpack", b"\x81\xa6params\xc6\xff\xff\xff\xff")),
+    ),
+    Mistake(
+        "an array of Flax that its bytes do not fill",
+        asked("w.msgpack"),
+        "w.msgpack is no complete msgpack file of Flax (cannot reshape array of size 3 into shape (100000,100000)): "
+        f"{AGAIN}",
+        files(flax_file(lambda: {"a": msgpack.ExtType(1, msgpack.packb(((10**5, 10**5), "float32", bytes(12))))})),
+    ),
     # what is not weights alone
     Mistake(
         "a pickle with code, which is not run",
@@ -409,6 +448,13 @@ MISTAKES = (
         "w.pth is no plain state dict: 'optimizer' is a dict, not a tensor; save the network's state_dict() "
         "alone, best as .safetensors",
         files(torch_file("w.pth", lambda: {"optimizer": {"lr": 0.1}, "epoch": 3})),
+    ),
+    Mistake(
+        "a file of Flax with more than arrays in it",
+        asked("w.msgpack"),
+        "w.msgpack has more than arrays in it: 'epoch' is a int; save the network's variables alone, {'params': ..., "
+        "'batch_stats': ...}",
+        files(flax_file(lambda: {"epoch": 3})),
     ),
     Mistake(
         "a list of tensors",
@@ -486,6 +532,44 @@ MISTAKES = (
         files(npz()),
     ),
     Mistake(
+        "a name that is not in the module",
+        asked("w.npz", "tests.digits_net:Tini"),
+        "cannot import the network 'tests.digits_net:Tini': tests.digits_net has no 'Tini'; did you mean Tiny?",
+        files(npz()),
+    ),
+    Mistake(
+        "a name of something that makes no network",
+        asked("w.npz", "tests.own_nets:WIDTH"),
+        "'tests.own_nets:WIDTH' is a int: name a class of Linen or NNX modules, or a function that returns one",
+        files(npz()),
+    ),
+    Mistake(
+        "a network that is built already",
+        asked("w.npz", "tests.own_nets:ready"),
+        "'tests.own_nets:ready' is a Linen, built already: name a class of Linen or NNX modules, or a function that "
+        "returns one",
+        files(npz()),
+    ),
+    Mistake(
+        "a function that takes other arguments",
+        asked("w.npz", "tests.own_nets:demanding"),
+        "tests.own_nets:demanding cannot be called with num_classes, input_shape, rngs: missing a required argument: "
+        "'depth'",
+        files(npz()),
+    ),
+    Mistake(
+        "a function that fails",
+        asked("w.npz", "tests.own_nets:raising"),
+        "the network tests.own_nets:raising cannot be built for (8, 8, 1): no such width",
+        files(npz()),
+    ),
+    Mistake(
+        "a function that returns something else",
+        asked("w.npz", "tests.own_nets:text"),
+        "tests.own_nets:text returned a str, not a Linen module or an NNX module",
+        files(npz()),
+    ),
+    Mistake(
         "a missing tensor",
         asked("w.npz"),
         "w.npz: the weights do not fit tests.digits_net:Tiny: missing bn1.bias of shape (16,)",
@@ -503,6 +587,31 @@ MISTAKES = (
         "w.npz: the weights do not fit tests.digits_net:Tiny: conv1.weight has shape (16, 3, 5, 5), the "
         "network needs (16, 1, 3, 3)",
         files(npz(conv1__weight=np.zeros((16, 3, 5, 5), np.float32))),
+    ),
+    Mistake(
+        "a missing array by Flax's names",
+        asked("w.npz"),
+        "w.npz: the weights do not fit tests.digits_net:Tiny: missing batch_stats/bn1/mean of shape (16,)",
+        files(flax_npz(batch_stats__bn1__mean=None)),
+    ),
+    Mistake(
+        "an array too many by Flax's names",
+        asked("w.npz"),
+        "w.npz: the weights do not fit tests.digits_net:Tiny: unexpected params/conv9/bias of shape (3,)",
+        files(flax_npz(params__conv9__bias=np.zeros(3, np.float32))),
+    ),
+    Mistake(
+        "an array of another shape by Flax's names",
+        asked("w.npz"),
+        "w.npz: the weights do not fit tests.digits_net:Tiny: params/conv1/kernel has shape (5, 5, 1, 16), the network "
+        "needs (3, 3, 1, 16)",
+        files(flax_npz(params__conv1__kernel=np.zeros((5, 5, 1, 16), np.float32))),
+    ),
+    Mistake(
+        "arrays by Flax's names of another network",
+        asked("w.npz", "digits_cnn"),
+        "w.npz: the weights do not fit digits_cnn: ...",
+        files(flax_npz()),
     ),
     Mistake(
         "another number of classes",
@@ -657,6 +766,13 @@ MISTAKES = (
         f"{FOLDER} kept",
         "kept does not fit: params/linear/bias has ((10,), 'float32'), the target needs ((11,), 'float32')",
         kept(argument("num_classes", 11)),
+    ),
+    Mistake(
+        "a checkpoint whose network a function makes that the command does not name",
+        f"{FOLDER} kept",
+        "kept: 'tests.own_nets:linen' is a function, which is called only where you name it: --model "
+        "tests.own_nets:linen (in Python, models.from_recipe(..., named='tests.own_nets:linen'))",
+        kept(lambda m: m["recipe"].update(arch="tests.own_nets:linen")),
     ),
     Mistake(
         "a checkpoint with images that nobody could hold",

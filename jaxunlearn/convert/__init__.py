@@ -1,4 +1,4 @@
-"""Foreign weights: PyTorch state dicts, both ways, and Keras weights to Flax variables.
+"""Foreign weights: PyTorch's, Keras's and other people's Flax weights to Flax variables, and back.
 
 The layout is mechanical (`jaxunlearn.convert.layouts`). The path
 ``layer1_0/conv1/kernel`` is PyTorch's tensor ``layer1.0.conv1.weight`` and
@@ -19,6 +19,10 @@ An underscore before a number at the end of a step is a dot in PyTorch
 (``encoder_layer__0``). ``in_proj_kernel`` is ``in_proj_weight``, its
 axes swapped; ``class_token`` and ``pos_embedding`` are the same there. Keras's
 axes are Flax's; of its ``depthwise_kernel`` alone the last two change places.
+
+Flax's own names are the paths, with the collection before them or without:
+``params/layer1_0/conv1/kernel``, ``batch_stats/layer1_0/bn1/mean``; dots may
+stand for the slashes.
 """
 
 from __future__ import annotations
@@ -95,9 +99,27 @@ def from_keras(weights: Mapping[str, Any], model: Model) -> Model:
     return fit.fill(KERAS, {name.removesuffix(":0"): as_numpy(name, value) for name, value in weights.items()}, model)
 
 
+@_files.one_line()
 def from_named(tensors: Mapping[str, Any], model: Model) -> Model:
-    """Fill a model by `from_keras` where names have slashes, else by `from_torch`."""
-    return (from_keras if any("/" in name for name in tensors) else from_torch)(tensors, model)
+    """Fill a model from arrays by the names that most of them have: PyTorch's, Keras's or Flax's own.
+
+    Args:
+      tensors: arrays by name, such as of `read_state_dict`.
+      model: the network to fill.
+
+    Returns, Raises: as `from_torch`.
+
+    >>> from jaxunlearn import _tree, models
+    >>> import jax
+    >>> net = models.from_recipe(models.recipe("digits_cnn"), key=jax.random.key(0))
+    >>> variables = _tree.flatten_paths({"params": net.params, **net.model_state})
+    >>> again = from_named(variables, net)
+    >>> _tree.model_digest(again) == _tree.model_digest(net)
+    True
+    """
+    clean = fit.clean_names(tensors)
+    known = {clean[k]: as_numpy(k, value) for k, value in tensors.items() if not fit.is_ignored(clean[k])}
+    return fit.fill(fit.choose(known, model), known, model)
 
 
 def classes(tensors: Mapping[str, np.ndarray], head: tuple[str, ...]) -> int | None:

@@ -20,7 +20,9 @@ from jaxunlearn.convert.files import Raw, read_raw
 from jaxunlearn.convert.layouts import KERAS, Layout
 
 #: Kinds of file that can be written.
-SUFFIXES = (".safetensors", ".npz", ".pth", ".pt", ".th")
+SUFFIXES = (".safetensors", ".npz", ".msgpack", ".pth", ".pt", ".th")
+#: A tree as `flax.serialization` keeps it, which has Flax's own names.
+_TREE = ".msgpack"
 #: Images on which what was written is compared with the network that it was written from.
 _IMAGES = 4
 
@@ -60,18 +62,19 @@ class _Content(NamedTuple):
 def export(
     model: Model, out: str | os.PathLike[str], *, like: str | os.PathLike[str] | None = None, overwrite: bool = False
 ) -> Exported:
-    """Write a network so that its original in PyTorch, Transformers or Keras takes it.
+    """Write a network so that its original in PyTorch, Transformers, Keras or Flax takes it.
 
     What is written is read back and compared before it is put in its place; after
     a failure nothing is left behind, and an older file is as it was.
 
     Args:
       model: a network that `jaxunlearn.convert` can read, with whatever weights.
-      out: a file (.safetensors, .npz, .pth, .pt, .th), or a folder where ``like`` is one of Transformers.
+      out: a file (.safetensors, .npz, .pth, .pt, .th, or .msgpack for Flax's own names), or a folder where ``like``
+        is one of Transformers.
       like: the file or folder that the network came from, or one of the same layout:
         names with their prefixes, order, dtypes, metadata and tensors that the network
         does not have (counters) are taken from it, and tensors of equal values bit for
-        bit. None: the original's usual names, counters 0.
+        bit; the state of an optimiser is not. None: the original's usual names, counters 0.
       overwrite: whether an older file, or folder of Transformers, may be replaced.
 
     Raises:
@@ -92,7 +95,7 @@ def export(
             "where a folder of Transformers was read)"
         )
     _check_out(path, raw, folder, overwrite, is_file)
-    layout = fit.layout_of(model) if raw is None else layouts.choose(_clean(raw).values(), fit.shapes(model))
+    layout = _layout(model, path, raw)
     content = _alone(model, layout) if raw is None else _like(model, layout, raw)
 
     found: list[float] = []
@@ -105,12 +108,24 @@ def export(
             for name in (huggingface.CONFIG, huggingface.PREPROCESSOR):
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, aside / name)
-        _write(file, content)
+        _write(file, content, layout, None if raw is None else raw.tree)
         found.append(_compare(file, layout, model, exact=not content.narrowed))
 
     _put_in_place(path, fill)
     changed, narrowed, added = (tuple(names) for names in (content.changed, content.narrowed, content.added))
     return Exported(path, layout.name, len(content.tensors), changed, narrowed, added, found[0])
+
+
+def _layout(model: Model, path: Path, raw: Raw | None) -> Layout:
+    if raw is None:
+        return fit.flax_layout(model) if path.suffix.lower() == _TREE else fit.layout_of(model)
+    layout = fit.choose(_clean(raw).values(), model)
+    if path.suffix.lower() == _TREE and layout.name != layouts.FLAX:
+        raise ValueError(
+            f"{path.name} would be a tree by Flax's names, and {raw.path.name} has {layout.name}'s: write a "
+            f"{SUFFIXES[0]} file"
+        )
+    return layout
 
 
 def _clean(raw: Raw) -> dict[str, str]:
@@ -164,6 +179,8 @@ def _compare(file: Path, layout: Layout, model: Model, *, exact: bool) -> float:
     """Return how far logits by a written file are from a network's; raise OSError if it holds something else."""
     raw = read_raw(file)
     tensors = {name: raw.tensors[key] for key, name in _clean(raw).items() if not fit.is_ignored(name)}
+    if raw.tree is not None:
+        layout = fit.choose(tensors, model)  # a tree made of names with dots is read with slashes
     again = fit.fill(layout, tensors, model)
     if exact and _tree.model_digest(again) != _tree.model_digest(model):
         raise OSError(errno.EIO, "what was written does not read back as it was", str(file))
@@ -173,20 +190,50 @@ def _compare(file: Path, layout: Layout, model: Model, *, exact: bool) -> float:
     return float(np.abs(np.asarray(logits(again, x)) - np.asarray(logits(model, x))).max())
 
 
-def _write(file: Path, content: _Content) -> None:
+def _write(file: Path, content: _Content, layout: Layout, tree: Mapping[Any, Any] | None) -> None:
     tensors = {name: np.asarray(tensor, order="C") for name, tensor in content.tensors.items()}
     if file.suffix.lower() == ".safetensors":
         import safetensors.numpy
 
         # Transformers asks for the format; a file's own metadata may say more.
-        safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"} | content.metadata)
+        usual = {} if layout.name == layouts.FLAX else {"format": "pt"}
+        safetensors.numpy.save_file(tensors, file, metadata=(usual | content.metadata) or None)
     elif file.suffix.lower() == ".npz":
         narrow = next((name for name, tensor in tensors.items() if tensor.dtype.name == "bfloat16"), None)
         if narrow is not None:
             raise ValueError(f"{narrow} is of bfloat16, which an .npz file cannot hold: write a .safetensors file")
         np.savez(file, **tensors)  # type: ignore[arg-type]
+    elif file.suffix.lower() == _TREE:
+        from flax import serialization
+
+        nested = _nested(tensors, layout.separator) if tree is None else _filled(tree, tensors, "")
+        file.write_bytes(serialization.msgpack_serialize(nested, in_place=True))  # a copy would be in another order
     else:
         _save_torch(file, tensors)
+
+
+def _nested(tensors: Mapping[str, np.ndarray], separator: str) -> dict[str, Any]:
+    """Return the tree that names say."""
+    tree: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        *steps, last = name.split(separator)
+        node = tree
+        for step in steps:
+            node = node.setdefault(step, {})
+        node[last] = tensor
+    return tree
+
+
+def _filled(tree: Mapping[Any, Any], tensors: Mapping[str, np.ndarray], before: str) -> dict[Any, Any]:
+    """Return a tree of the same keys, in their order, with other arrays."""
+    new: dict[Any, Any] = {}
+    for key, leaf in tree.items():
+        name = f"{before}{key}"
+        if isinstance(leaf, Mapping):
+            new[key] = _filled(leaf, tensors, f"{name}/")
+        else:
+            new[key] = tensors[name] if isinstance(leaf, np.ndarray) else tensors[name][()]
+    return new
 
 
 def _save_torch(file: Path, tensors: Mapping[str, np.ndarray]) -> None:

@@ -7,7 +7,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ _NESTED = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 #: Wrappers around wrappers that are taken off: a name of a million of them would take hours.
 _MOST_PREFIXES = 16
+_SAVE_FLAX = "save the network's variables alone, {'params': ..., 'batch_stats': ...}"
 _SAVE = "save the network's state_dict() alone, best as .safetensors"
 #: Bytes that any file may become, and how often its size a larger one may: more is damage, or made to fill the memory.
 _SMALL, _TIMES = 2**28, 20
@@ -33,18 +34,21 @@ class Raw(NamedTuple):
       path: of the file itself, also where a folder was named.
       tensors: arrays by the file's own names, in its order and dtypes (bfloat16 by `ml_dtypes`).
       metadata: of a .safetensors file.
+      tree: of a .msgpack file, the dicts that the arrays lie in.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
+    tree: dict[Any, Any] | None = None
 
 
 def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
-    """Read named arrays in PyTorch's names and layout from a file.
+    """Read named arrays from a file.
 
-    What a file is, is seen from what is in it. Those of safetensors and NumPy are
-    read under any name; PyTorch pickles (``.pth``, ``.pt``, ``.th``, ``.tar``,
+    What a file is, is seen from what is in it. Those of safetensors, NumPy and
+    `flax.serialization` (msgpack; names joined by slashes, no state of an
+    optimiser) are read under any name; PyTorch pickles (``.pth``, ``.pt``, ``.th``, ``.tar``,
     ``.ckpt``, ``.bin``) by ``torch.load(weights_only=True)``, which refuses code, and
     only where the name says that it is one. A state dict one level
     down (``state_dict``, ``model``, ``net``) is found, prefixes that all names
@@ -77,13 +81,17 @@ def read_raw(path: str | Path) -> Raw:
         path = huggingface.weights_file(path)
     kind = kinds.kind_of(path)
     metadata: dict[str, str] = {}
+    tree = None
     if kind == "safetensors":
         tensors, metadata = _safetensors(path)
+    elif kind == "msgpack":
+        tree = _msgpack(path)
+        tensors = dict(_flat(path, tree, ""))
     else:
         tensors = (_npz if kind == "npz" else _torch)(path)
     if not tensors:
         raise ValueError(f"{path} holds no tensors; {_SAVE}")
-    return Raw(path, tensors, metadata)
+    return Raw(path, tensors, metadata, tree)
 
 
 def strip_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,6 +149,39 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError(f"{member.filename} says shape {shape} and has {member.file_size:,} bytes")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _msgpack(path: Path) -> dict[Any, Any]:
+    """Return the weights in a file of `flax.serialization`; msgpack holds plain data alone, nothing that could run."""
+    try:
+        from flax import serialization
+    except ImportError:
+        raise ValueError(f"reading {path} needs Flax: pip install 'jaxunlearn[flax]'") from None
+    try:
+        with warnings.catch_warnings():  # NumPy's, of dtypes by old names
+            warnings.simplefilter("ignore")
+            tree = serialization.msgpack_restore(path.read_bytes())
+    except (Exception, MemoryError) as error:  # msgpack, NumPy and Flax raise nearly anything of a damaged one
+        raise ValueError(f"{path} is no complete msgpack file of Flax ({_line(error)}): {kinds.AGAIN}") from None
+    if isinstance(tree, Mapping) and isinstance(tree.get("params"), Mapping):  # variables, or a whole TrainState
+        tree = {key: value for key, value in tree.items() if isinstance(value, Mapping) and key != "opt_state"}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} holds a {type(tree).__name__}, not a dict of arrays; {_SAVE_FLAX}")
+    return tree
+
+
+def _flat(path: Path, tree: Mapping[Any, Any], before: str) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the arrays of a tree by their names."""
+    for key, value in tree.items():
+        name = f"{before}{key}"
+        if not isinstance(key, str | int) or "/" in str(key):
+            raise ValueError(f"{path} has the name {key!r} in it, which is none of Flax's; {_SAVE_FLAX}")
+        if isinstance(value, Mapping):
+            yield from _flat(path, value, f"{name}/")
+        elif isinstance(value, np.ndarray | np.generic):
+            yield name, np.asarray(value)
+        else:
+            raise ValueError(f"{path} has more than arrays in it: {name!r} is a {type(value).__name__}; {_SAVE_FLAX}")
 
 
 def _check_size(path: Path, size: int) -> None:

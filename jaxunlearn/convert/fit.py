@@ -63,6 +63,16 @@ def shapes(model: Model) -> dict[str, Shape]:
     return {path: np.shape(leaf) for path, leaf in leaves(model).items()}
 
 
+def choose(names: Collection[str], model: Model) -> Layout:
+    """Return the layout that most of a model's names among the clean ones of a file are of."""
+    return layouts.choose(names, shapes(model), _tree.flatten_paths(statistics(model)))
+
+
+def flax_layout(model: Model) -> Layout:
+    """Return the layout of Flax's own names: ``params/fc/kernel``, ``batch_stats/bn1/mean``."""
+    return layouts.flax(state=_tree.flatten_paths(statistics(model)))[0]
+
+
 def layout_of(model: Model) -> Layout:
     """Return the layout that the original of a network has, by its recipe; PyTorch's where that says nothing."""
     recipe = model.spec.recipe

@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 
 from jaxunlearn import _files
 
-Kind: TypeAlias = Literal["safetensors", "npz", "PyTorch"]
+Kind: TypeAlias = Literal["safetensors", "npz", "msgpack", "PyTorch"]
 
 #: Names of files whose pickles are read.
 TORCH = (".pth", ".pt", ".th", ".tar", ".ckpt", ".bin")
@@ -48,6 +48,8 @@ def kind_of(path: Path) -> Kind:
         start = file.read(512)
     if start[8:9] == b"{":  # after eight bytes that say how long the header is
         return "safetensors"
+    if _is_map_of_names(start):
+        return "msgpack"
     what, remedy = _in_zip(path, start) if start.startswith(b"PK\3\4") else _other(start)
     if what == "npz":
         return "npz"
@@ -59,6 +61,13 @@ def kind_of(path: Path) -> Kind:
             )
         return "PyTorch"
     raise ValueError(f"{path} is {what}: {remedy}")
+
+
+def _is_map_of_names(start: bytes) -> bool:
+    """Return whether a file begins as msgpack writes a dict with at least one entry whose key is text."""
+    after = {0xDE: 3, 0xDF: 5}.get(start[0], 1 if 0x81 <= start[0] <= 0x8F else len(start))
+    key = start[after : after + 1]
+    return b"\xa0" <= key <= b"\xbf" or key == b"\xd9"
 
 
 def _other(start: bytes) -> tuple[str, str]:

@@ -1,6 +1,7 @@
 """Names and axes of tensors in other libraries, against the paths and axes of Flax.
 
-PyTorch's names come in dialects: Transformers has names of its own for networks
+Flax's own names are a layout, too: files say or leave out the collection, and
+join the steps by slashes or dots. PyTorch's names come in dialects: Transformers has names of its own for networks
 that torchvision has, too, and old files have names that newer ones gave up.
 `choose` finds the layout of a file by its names.
 """
@@ -130,6 +131,43 @@ LAYOUTS = {TORCH.name: TORCH, **{name: _torch(name, rename) for name, rename in 
 LAYOUTS[KERAS.name] = KERAS
 
 
+#: The name of the layouts that `flax` returns.
+FLAX = "Flax"
+#: How statistics may be named that lie at a path of Linen's ``batch_stats``, or of an NNX module's state.
+_STATE = ("batch_stats", "model_state/batch_stats", "model_state", "")
+
+
+def flax(names: Collection[str] = ("/",), state: Collection[str] = ()) -> list[Layout]:
+    """Return the ways in which arrays may have Flax's own names, the usual one first.
+
+    Args:
+      names: of a file; with a slash in one of them slashes join the steps, else dots do.
+      state: paths of the arrays that are statistics and not parameters.
+
+    >>> [layout.tensors({"fc/bias": (3,)}, ())["fc/bias"][0] for layout in flax()]
+    ['params/fc/bias', 'fc/bias']
+    """
+    separator = "/" if any("/" in name for name in names) else "."
+    return [
+        _flax(separator, params, stats, frozenset(state))
+        for params in ("params", "")
+        for stats in (_STATE if state else _STATE[:1])
+    ]
+
+
+def _flax(separator: str, params: str, stats: str, state: frozenset[str]) -> Layout:
+    def tensors(shapes: Mapping[str, Shape], names: Collection[str]) -> dict[str, tuple[str, Shape]]:
+        del names
+        full = {path: "/".join(filter(None, (stats if path in state else params, path))) for path in shapes}
+        return {path: (full[path].replace("/", separator), shape) for path, shape in shapes.items()}
+
+    def same(path: str, array: np.ndarray, shape: Shape) -> np.ndarray:
+        del path, shape
+        return array
+
+    return Layout(FLAX, separator, -1, tensors, same, same)
+
+
 def of_arch(arch: str) -> Layout:
     """Return the layout of a network's original, by the name of the network here."""
     if arch.startswith("mobilenet_v1"):
@@ -144,28 +182,43 @@ _OF_ARCH = {
 }
 
 
-def choose(names: Collection[str], shapes: Mapping[str, Shape]) -> Layout:
-    """Return the layout that most of a network's names in a file are of: Keras's where they have slashes.
+def choose(names: Collection[str], shapes: Mapping[str, Shape], state: Collection[str] = ()) -> Layout:
+    """Return the layout that most of a network's names in a file are of: Flax's or Keras's where they have slashes.
 
     Args:
       names: of the file's tensors.
       shapes: of the network's arrays, by path here.
+      state: paths of those that are statistics and not parameters.
 
-    >>> choose(["linear.weight", "linear.bias"], {"fc/kernel": (2, 3), "fc/bias": (3,)}).name
-    'kuangliu'
+    >>> shapes = {"fc/kernel": (2, 3), "fc/bias": (3,)}
+    >>> choose(["linear.weight", "linear.bias"], shapes).name, choose(["params.fc.kernel"], shapes).name
+    ('kuangliu', 'Flax')
     """
-    return KERAS if any("/" in name for name in names) else choose_torch(names, shapes)
+    ours, slashes = flax(names, state), any("/" in name for name in names)
+    usual = KERAS if slashes else TORCH
+    if any(name.startswith((f"params{ours[0].separator}", f"batch_stats{ours[0].separator}")) for name in names):
+        usual = ours[0]
+    fitting = [*ours, KERAS] if slashes else [*_torch_layouts(), *ours]
+    best = max(fitting, key=lambda layout: _count(layout, names, shapes))
+    return best if _count(best, names, shapes) else usual
 
 
 def choose_torch(names: Collection[str], shapes: Mapping[str, Shape]) -> Layout:
     """Return the dialect of PyTorch's names that most of a network's names in a file are of."""
-    known, best, most = set(names), TORCH, -1
-    for layout in LAYOUTS.values():
-        if layout is not KERAS:
-            found = sum(name in known for name, _ in layout.tensors(shapes, names).values())
-            if found > most:
-                best, most = layout, found
-    return best
+    return max(_torch_layouts(), key=lambda layout: _count(layout, names, shapes))
+
+
+def _torch_layouts() -> list[Layout]:
+    return [layout for layout in LAYOUTS.values() if layout is not KERAS]
+
+
+def _count(layout: Layout, names: Collection[str], shapes: Mapping[str, Shape]) -> int:
+    """Return how many of a network's arrays are in a file by their names in a layout."""
+    known = set(names)
+    try:
+        return sum(name in known for name, _ in layout.tensors(shapes, names).values())
+    except ValueError:  # one of the arrays has no counterpart there
+        return 0
 
 
 def head_layer(layout: Layout, head: Iterable[str]) -> str:
@@ -183,8 +236,8 @@ def head_layer(layout: Layout, head: Iterable[str]) -> str:
 def class_count(tensors: Mapping[str, np.ndarray], head: Iterable[str]) -> int | None:
     """Return the number of classes in the classifier's tensor, in whatever layout it is found."""
     head = tuple(head)
-    for layout in LAYOUTS.values():
-        name = layout.separator.join((head_layer(layout, head), "kernel" if layout is KERAS else "weight"))
+    for layout in (*LAYOUTS.values(), *flax(tensors)):
+        name = layout.separator.join((head_layer(layout, head), "kernel" if layout.class_axis == -1 else "weight"))
         if name in tensors and tensors[name].ndim:
             return int(tensors[name].shape[layout.class_axis])
     return None
