@@ -37,6 +37,15 @@ def test_the_table(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatc
     assert re.search(r"^  resnet50 +tv_resnet50, resnet50.tv_in1k$", said, re.MULTILINE)
 
 
+def test_a_tag_of_timm_is_an_alias_where_the_layout_is_the_same() -> None:
+    for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "densenet121"):
+        for tag in ("a1_in1k", "tv2_in1k", "fb_swsl_ig1b_ft_in1k"):
+            assert models.recipe(f"{name}.{tag}") == models.recipe(name)
+    for arch in ("vgg16.tv_in1k", "cifar_resnet20.a1_in1k", "resnet20.x", "resnet50.", "resnet50.a.b", "resnet50.a1:N"):
+        with pytest.raises(ValueError):
+            models.recipe(arch)
+
+
 def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture) -> None:
     assert main(["models", "--all"]) == 2
     assert "unrecognized arguments: --all" in capsys.readouterr().err

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +19,13 @@ import pytest
 from jaxunlearn import _tree, checkpoint, convert, models
 from jaxunlearn._types import Recipe
 from jaxunlearn.cli.main import main
+from tests import own_nets
 
 LINEN, NNX = "tests.own_nets:Linen", "tests.own_nets:Nnx"
+#: Functions that return networks with Dropout, GroupNorm and LayerNorm; the second with BatchNorm, too.
+FACTORIES = ["tests.own_nets:linen", "tests.own_nets:nnx_model"]
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "bring_your_own_model.md"
+QUICK = ["--method", "neggrad", "--learning-rate", "0.02", "--eval-limit", "20", "--quiet"]
 SIZE = dict(num_classes=10, input_shape=(8, 8, 1))
 
 
@@ -72,18 +80,80 @@ def test_weights_by_pytorchs_names_there_and_back(arch: str, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arch", "more", "message"),
     [
-        ("tests.own_nets:factory", {}, "'tests.own_nets:factory' is not a class of Linen modules or NNX modules"),
+        ("tests.own_nets:linen", {}, "'tests.own_nets:linen' is a function, which is called only where you name it"),
         ("os:system", {"command": "false"}, "'os:system' is not a class of Linen modules or NNX modules"),
         ("tests.own_nets:Broken", {}, r"tests.own_nets:Broken cannot be built for \(8, 8, 1\): no such width$"),
         ("tests.own_nets:Demanding", {}, "the recipe of tests.own_nets:Demanding does not fit it: .*depth"),
         (NNX, {"depth": 3}, "the recipe of tests.own_nets:Nnx does not fit it: .*depth"),
         (LINEN, {"depth": 3}, "the recipe of tests.own_nets:Linen does not fit it: .*depth"),
         ("tests.no_such_file:Net", {}, "cannot import the network 'tests.no_such_file:Net'"),
+        ("tests.own_nets:Line", {}, "tests.own_nets has no 'Line'; did you mean Linen?"),
+        ("tests.own_nets:", {}, "tests.own_nets has no ''$"),
+        ("tests.own_nets:WIDTH", {}, "'tests.own_nets:WIDTH' is a int: name a class"),
+        ("tests.own_nets:ready", {}, "'tests.own_nets:ready' is a Linen, built already: name a class"),
     ],
 )
 def test_what_is_refused(arch: str, more: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         models.from_recipe(models.recipe(arch, **SIZE, **more), abstract=True)
+
+
+@pytest.mark.parametrize(
+    ("arch", "more", "message"),
+    [
+        ("tests.own_nets:demanding", {}, "demanding cannot be called with num_classes, input_shape, rngs: .*'depth'"),
+        ("tests.own_nets:linen", {"depth": 3}, "linen cannot be called with num_classes, .*, depth: .*'depth'"),
+        ("tests.own_nets:raising", {}, r"tests.own_nets:raising cannot be built for \(8, 8, 1\): no such width$"),
+        ("tests.own_nets:ending", {}, r"tests.own_nets:ending cannot be built for \(8, 8, 1\): 3"),
+        ("tests.own_nets:text", {}, "tests.own_nets:text returned a str, not a Linen module or an NNX module"),
+        ("os:system", {}, "os:system cannot be called with num_classes, input_shape, rngs: .*'command'"),
+        ("collections:Counter", {}, "'collections:Counter' is not a class of Linen modules or NNX modules"),
+    ],
+)
+def test_what_is_refused_though_it_is_named(arch: str, more: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        models.from_recipe(models.recipe(arch, **SIZE, **more), abstract=True, named=arch)
+
+
+def test_a_strangers_recipe_does_not_import_what_acts_when_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    def imported(name: str) -> None:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(models.own.importlib, "import_module", imported)
+    for arch in ("antigravity:Net", "unittest.__main__:Net", "tests.__main__:Net"):
+        with pytest.raises(ValueError, match=f"'{arch}' is not a class of Linen modules or NNX modules"):
+            models.from_recipe(models.recipe(arch, **SIZE), abstract=True)
+
+
+@pytest.mark.parametrize("arch", [*FACTORIES, "tests.own_nets:seeded", "tests.own_nets:listed"])
+def test_what_a_function_returns_is_a_network_as_that_of_a_class(arch: str, tmp_path: Path) -> None:
+    recipe = models.recipe(arch, mean=(0.3,), std=(0.4,), **SIZE)
+    build = functools.partial(models.from_recipe, named=arch)
+    model, empty = build(recipe, key=jax.random.key(0)), build(recipe, abstract=True)
+    assert jax.tree.structure(model) == jax.tree.structure(empty)
+    assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(empty))
+    other = build(recipe, key=jax.random.key(1))
+    assert (_tree.digest(other.params) == _tree.digest(model.params)) == arch.endswith("seeded")
+    x = jax.random.uniform(jax.random.key(1), (3, 8, 8, 1))
+    checkpoint.save(tmp_path / "c", model)
+    np.testing.assert_array_equal(checkpoint.load(tmp_path / "c", build)(x), model(x))
+    again = build(recipe, variables={"params": model.params, **model.model_state})
+    np.testing.assert_array_equal(again(x), model(x))
+    assert models.classifier(recipe, named=arch) == model.spec.head
+    if arch in FACTORIES:
+        like = models.from_recipe(models.recipe(LINEN if "linen" in arch else NNX, **SIZE), key=jax.random.key(0))
+        np.testing.assert_allclose(model((x * 0.4) + 0.3), like(x), rtol=0, atol=1e-5)
+        rngs = [{"dropout": jax.random.key(seed)} for seed in (0, 1)]
+        a, b = (model.apply_fn(model.params, model.model_state, x, train=True, rngs=keys)[0] for keys in rngs)
+        assert not np.allclose(a, b, atol=1e-4)
+    with pytest.raises(ValueError, match=f"c: '{arch}' is a function, .*: --model {arch} "):
+        checkpoint.load(tmp_path / "c", models.from_recipe)
+
+
+def test_a_function_is_called_with_what_more_it_takes() -> None:
+    arch = FACTORIES[1]
+    recipe = models.recipe(arch, width=3, **SIZE)
+    assert models.from_recipe(recipe, named=arch, abstract=True).spec.recipe == recipe
 
 
 def test_a_module_that_cannot_be_imported_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +179,72 @@ def test_variables_of_another_network_are_refused() -> None:
     other = models.from_recipe(models.recipe(NNX, num_classes=3, input_shape=(8, 8, 1)), key=jax.random.key(0))
     with pytest.raises(ValueError, match=r"the variables are not those of tests\.own_nets:Nnx"):
         models.from_recipe(recipe, variables={"params": other.params, **other.model_state})
+
+
+@pytest.mark.parametrize("arch", FACTORIES)
+def test_commands_call_a_function_only_where_it_is_named(
+    arch: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    quick = " ".join(QUICK)
+    needs = {
+        f"unlearn --weights t --data digits --forget 2,57 --out r {quick}": (0, 3),
+        f"unlearn --from r --forget 151 --out s {quick}": (0, 3),
+        "export --run r --out w.safetensors": (0,),
+        "evaluate --run r": (0,),
+        "evaluate --weights t --data digits": (0,),
+        "train --weights t --data digits --epochs 1 --out u": (0,),
+    }
+    if arch == FACTORIES[0]:  # of NNX networks it is not known what a layer gets
+        needs["moments --weights t --data digits --out m.safetensors"] = (0,)
+    assert main(f"train --model {arch} --data digits --epochs 2 --learning-rate 0.05 --out t --quiet".split()) == 0
+    capsys.readouterr()
+    for command, done in needs.items():
+        before, own_nets.called[:] = sorted(Path().rglob("*")), []
+        assert main(command.split()) == 2
+        said = capsys.readouterr()
+        assert said.err.count("\n") == 1
+        assert f"'{arch}' is a function, which is called only where you name it: --model {arch}" in said.err
+        assert not own_nets.called
+        assert sorted(Path().rglob("*")) == before
+        assert main([*command.split(), "--model", arch]) in done
+        assert own_nets.called
+        capsys.readouterr()
+    assert main(f"evaluate --model {arch} --weights w.safetensors --data digits".split()) == 0
+    assert main(f"export --run r --model {LINEN} --out x.safetensors".split()) == 2
+    said = capsys.readouterr().err
+    assert f"--arch is {LINEN}, but " in said
+    assert f"r/checkpoint holds a {arch}\n" in said
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands and, up to the last of them, the Python between them, in order; training and forgetting in short."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.delitem(sys.modules, "my_nets", raising=False)
+    short = {"train": ["--epochs", "2"], "unlearn": QUICK}
+    space: dict[str, object] = {"__name__": "page"}
+    ran = []
+    blocks = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    while any(kind == "bash" for kind, _ in blocks):
+        kind, text = blocks.pop(0)
+        if kind == "python":
+            exec(compile(text, str(PAGE), "exec", dont_inherit=True), space)
+            continue
+        for command in text.replace("\\\n", " ").splitlines():
+            _, *argv = shlex.split(command)
+            assert main([*argv, *short.get(argv[0], [])]) in (0, 3 if argv[0] == "unlearn" else 0), command
+            ran.append(argv[0])
+    assert ran == ["train", "unlearn", "export", "evaluate", "unlearn", "export", "evaluate"]
+    assert len(Path("small_without.msgpack").read_bytes()) == len(Path("small.msgpack").read_bytes())
+
+
+def test_both_spellings_are_one_flag(capsys: pytest.CaptureFixture) -> None:
+    for name in ("--arch", "--model"):
+        assert main(["evaluate", name, "cifar_resnet21", "--weights", "w.npz", "--data", "digits"]) == 2
+        assert "unknown network 'cifar_resnet21'" in capsys.readouterr().err
+    assert main(["evaluate", "--model"]) == 2
+    assert "--arch needs a value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arch", [LINEN, NNX])

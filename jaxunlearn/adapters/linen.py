@@ -144,7 +144,7 @@ def from_linen(
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params'; got collections {sorted(variables)}")
     params, model_state = _split_variables(variables)
-    module = _hashable(module)
+    module = hashable(module)
     apply_fn = LinenApply(module, mean, std)
     spec = ModelSpec(
         num_classes=num_classes,
@@ -165,12 +165,12 @@ def _split_variables(variables: Mapping[str, Any]) -> tuple[Params, Params]:
     return params, {name: dict(plain[name]) for name in sorted(plain) if name not in ("params", *_TRANSIENT)}
 
 
-def _hashable(module: nn.Module) -> nn.Module:
+def hashable(module: nn.Module) -> nn.Module:
     """Return the module with lists in its fields as tuples; raise TypeError where that does not make it hashable."""
 
     def frozen(value: Any) -> Any:
         if isinstance(value, nn.Module):
-            return _hashable(value)
+            return hashable(value)
         return tuple(map(frozen, value)) if isinstance(value, list | tuple) and type(value) in (list, tuple) else value
 
     fields = [f.name for f in dataclasses.fields(module) if f.init and f.name not in ("parent", "name")]  # type: ignore[arg-type]

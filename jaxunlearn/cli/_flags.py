@@ -38,6 +38,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> Any:
         """Raise a `UserError` with the message."""
+        message = re.sub(r"^(argument [^\s/]+)/\S+:", r"\1:", message)  # one of two spellings is enough
         message = re.sub(r"^argument (\S+): must be", r"\1 must be", message)
         needs = r"\1 needs a value (\1=VALUE if it begins with a dash)"
         message = re.sub(r"^argument (\S+): expected one argument", needs, message)
@@ -55,13 +56,17 @@ def add_model_flags(parser: argparse.ArgumentParser, archs: Sequence[str]) -> No
     """Add the flags that name a network and its weights."""
     group = parser.add_argument_group("network")
     group.add_argument(
-        "--arch", metavar="NAME", help=f"{', '.join(archs)}, or package.module:Class for a Flax module of your own"
+        "--arch",
+        "--model",
+        metavar="NAME",
+        help=f"{', '.join(archs)}, or package.module:NAME of your own: a Linen or NNX class, or a function that "
+        "returns such a module; --model is another spelling",
     )
     group.add_argument(
         "--weights",
         metavar="FILE",
-        help="PyTorch file (.pth .pt .th; no code in it is run), .safetensors or .npz; or the folder of a checkpoint, "
-        "a run or Transformers, which knows its network",
+        help="PyTorch file (.pth .pt .th; no code in it is run), .safetensors, .npz or Flax's .msgpack; or the folder "
+        "of a checkpoint, a run or Transformers, which knows its network",
     )
     group.add_argument(
         "--num-classes", type=whole(1), metavar="N", help="outputs of the network; default: as its weights say"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +38,30 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
             raise ValueError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
         path = Path(args.weights).expanduser()
         if huggingface.is_folder(path):
-            return convert.load_weights(path, _recipe_in(args, path), models.from_recipe)
+            return convert.load_weights(path, _recipe_in(args, path), builder(args))
         if path.is_dir():
             return _from_folder(args, checkpoint_in(path))
         if args.arch is None:
             raise ValueError(f"--arch is missing: which network are the weights of {path.name} for?")
         return _from_file(args, path, source)
+
+
+def builder(args: argparse.Namespace) -> Callable[..., Model]:
+    """Return what builds a network from its recipe; a function of the user's own is called if the command names it."""
+    return functools.partial(models.from_recipe, named=args.arch)
+
+
+def from_checkpoint(args: argparse.Namespace, path: Path) -> Model:
+    """Load a checkpoint's model.
+
+    Raises:
+      OSError, ValueError: as `jaxunlearn.checkpoint.load`; or ``--arch`` is another network.
+    """
+    if args.arch is not None:
+        arch = checkpoint.describe(path)["recipe"].arch
+        if models.canonical(args.arch) != arch:
+            raise ValueError(f"--arch is {args.arch}, but {path} holds a {arch}")
+    return checkpoint.load(path, builder(args))
 
 
 def recipe_of(args: argparse.Namespace, run: Any = None) -> Recipe | None:
@@ -91,10 +111,7 @@ def _from_folder(args: argparse.Namespace, path: Path) -> Model:
     if args.mean is not None or args.std is not None:
         raise ValueError("--mean and --std go with a file of weights; a checkpoint has its own normalisation")
     _refuse_sizes(args, "a checkpoint knows its own network")
-    arch = checkpoint.describe(path)["recipe"].arch
-    if args.arch is not None and models.canonical(args.arch) != arch:
-        raise ValueError(f"--arch is {args.arch}, but {path} holds a {arch}")
-    return checkpoint.load(path, models.from_recipe)
+    return from_checkpoint(args, path)
 
 
 def _refuse_sizes(args: argparse.Namespace, reason: str) -> None:
@@ -115,12 +132,12 @@ def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> M
     tensors = convert.read_state_dict(path)
     if args.num_classes is None:
         # The weights know how many classes there are; the data may show only some of them.
-        layer = models.classifier(recipe)
+        layer = models.classifier(recipe, named=args.arch)
         count = convert.classes(tensors, layer) if layer else None
         if count not in (None, dict(recipe.kwargs)["num_classes"]):
             recipe = _recipe(args, source, count)
     try:
-        return convert.from_named(tensors, models.from_recipe(recipe, abstract=True))
+        return convert.from_named(tensors, builder(args)(recipe, abstract=True))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import checkpoint, convert, models, report
+from jaxunlearn import convert, report
 from jaxunlearn._types import Model
 from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
 from jaxunlearn.convert import Exported
@@ -27,13 +28,19 @@ def main(argv: Sequence[str]) -> int:
     parser = _flags.Parser(
         prog="jaxunlearn export",
         usage="jaxunlearn export (--run DIR | --weights DIR) [--like FILE] --out FILE [options]",
-        description="Write a network so that its original in PyTorch, Transformers or Keras loads it: the same names, "
-        "axes, dtypes and extra tensors, and bit for bit what has not changed.",
+        description="Write a network so that its original in PyTorch, Transformers, Keras or Flax loads it: the same "
+        "names, axes, dtypes and extra tensors, and bit for bit what has not changed.",
         epilog=EPILOG,
     )
     group = parser.add_argument_group("network")
     group.add_argument("--run", metavar="DIR", help="a run folder: its unlearned network")
     group.add_argument("--weights", metavar="DIR", help="or the folder of a checkpoint or of a training")
+    group.add_argument(
+        "--arch",
+        "--model",
+        metavar="NAME",
+        help="package.module:NAME where a function of your own makes the network: a checkpoint alone has none called",
+    )
     group.add_argument(
         "--like",
         metavar="FILE",
@@ -58,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     with _device.chosen(args), _progress.shown(quiet=args.quiet), _errors.user_input():
         folder = Path(args.weights if args.run is None else args.run).expanduser()
         run = report.read_run(folder) if args.run is not None or report.is_run(folder) else None
-        model = _load(folder, run)
+        model = _load(args, folder, run)
         like, why = (args.like, "") if args.like is not None else _original(run, model)
         with _errors.writing(args.out):
             done = convert.export(model, Path(args.out).expanduser(), like=like, overwrite=args.overwrite)
@@ -70,12 +77,12 @@ def main(argv: Sequence[str]) -> int:
     return _errors.OK
 
 
-def _load(folder: Path, run: report.Run | None) -> Model:
+def _load(args: argparse.Namespace, folder: Path, run: report.Run | None) -> Model:
     if run is not None:
-        return checkpoint.load(run.checkpoint, models.from_recipe)
+        return _model.from_checkpoint(args, run.checkpoint)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not the folder of a checkpoint, a training or a run")
-    return checkpoint.load(previous.checkpoint_in(folder), models.from_recipe)
+    return _model.from_checkpoint(args, previous.checkpoint_in(folder))
 
 
 def _original(run: report.Run | None, model: Model) -> tuple[Path | None, str]:

@@ -43,8 +43,9 @@ def main(argv: Sequence[str]) -> int:
     print()
     print(
         "The number of classes is read from the weights. A folder of Transformers (ResNetForImageClassification,\n"
-        "MobileNetV2ForImageClassification, ViTForImageClassification) of any size needs no --arch. A Flax module of\n"
-        "your own is --arch package.module:Class. `jaxunlearn export` writes the same kinds of file back."
+        "MobileNetV2ForImageClassification, ViTForImageClassification) of any size needs no --arch. Weights by Flax's\n"
+        "own names fit, too, also as .msgpack. A network of your own, Linen or NNX, is --model package.module:NAME, a\n"
+        "class or a function. `jaxunlearn export` writes the same kinds of file back."
     )
     return 0
 

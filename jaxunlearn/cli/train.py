@@ -191,7 +191,7 @@ def _start(args: argparse.Namespace) -> tuple[Source, Model]:
     recipe = models.recipe(
         args.arch, num_classes=source.num_classes, input_shape=source.input_shape, mean=args.mean, std=args.std
     )
-    model = models.from_recipe(recipe, key=_key(args, 0))
+    model = _model.builder(args)(recipe, key=_key(args, 0))
     _model.check_fit(model, source)
     return source, model
 

@@ -64,9 +64,9 @@ def _inside(args: argparse.Namespace, certificate: patches.Certificate) -> Model
     if path is not None and not path.is_dir() and known is not None:
         recipe = Recipe.from_json(json.dumps(known))
         if args.arch is None and ":" in recipe.arch:
-            raise ValueError(f"the certificate is for a network of your own: name it with --arch {recipe.arch}")
+            raise ValueError(f"the certificate is for a network of your own: name it with --model {recipe.arch}")
         if args.arch in (None, recipe.arch) and args.mean is None and args.std is None:
-            return convert.load_weights(path, recipe, models.from_recipe)
+            return convert.load_weights(path, recipe, _model.builder(args))
     model = _model.load(args, None)
     parts = wrappers.unwrap(model)
     if parts is None or parts.name != "patch":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,16 +60,17 @@ def original(origin: Mapping[str, str] | None, like: Model) -> Model | None:
 
     if origin is None:
         return None
-    path = Path(origin["weights"])
+    path, recipe = Path(origin["weights"]), like.spec.recipe
+    # Where `like` is of a function of the user's own, he has named that one in this very process.
+    build = functools.partial(models.from_recipe, named=None if recipe is None else recipe.arch)
     try:
         if path.is_dir() and not convert.huggingface.is_folder(path):
-            found = checkpoint.load(checkpoint_in(path), models.from_recipe)
+            found = checkpoint.load(checkpoint_in(path), build)
         else:
-            recipe = like.spec.recipe
             if recipe is None:
                 return None
             recipe = dataclasses.replace(recipe, wrappers=())  # a file of weights is of a network by itself
-            found = convert.load_weights(path, recipe, models.from_recipe)
+            found = convert.load_weights(path, recipe, build)
     except (OSError, ValueError):
         return None
     return found if _tree.model_digest(found) == origin["digest"] else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +22,7 @@ from jaxunlearn import _validate, wrappers
 from jaxunlearn._types import Array, Model, Preprocess, Recipe
 from jaxunlearn.adapters import LinenInit, from_linen
 from jaxunlearn.models import own
-from jaxunlearn.models.registry import ALIASES, ARCHS, Arch
+from jaxunlearn.models.registry import ALIASES, ARCHS, TIMM, Arch
 
 __all__ = ["aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
 
@@ -48,20 +49,25 @@ def aliases(arch: str) -> tuple[str, ...]:
 def canonical(arch: str) -> str:
     """Return our name of a network that may be called by an alias.
 
-    >>> canonical("resnet20"), canonical("package.module:Net")
-    ('cifar_resnet20', 'package.module:Net')
+    >>> canonical("resnet20"), canonical("resnet50.a1_in1k"), canonical("package.module:Net")
+    ('cifar_resnet20', 'resnet50', 'package.module:Net')
     """
-    return ALIASES.get(arch, arch)
+    name, _, tag = arch.partition(".")
+    return name if name in TIMM and re.fullmatch(r"\w+", tag) else ALIASES.get(arch, arch)
 
 
-def classifier(recipe: Recipe) -> tuple[str, ...] | None:
+def classifier(recipe: Recipe, *, named: str | None = None) -> tuple[str, ...] | None:
     """Return the path of the layer whose outputs are the classes, None where the network does not say.
+
+    Args:
+      recipe: of `recipe`.
+      named: as for `from_recipe`.
 
     >>> classifier(recipe("vgg16")), classifier(recipe("squeezenet1_1"))
     (('classifier_6',), ('classifier_1',))
     """
-    kind = _kind(recipe)
-    found = own.head_of(kind if issubclass(kind, nnx.Module) else _linen(recipe, kind))
+    kind = _kind(recipe, named)
+    found = own.head_of(_module(recipe, kind, None))
     if found is None and recipe.arch in ARCHS and hasattr(kind, "classifier"):
         return (kind.classifier,)  # a layer whose outputs go through more before they are logits
     return found
@@ -95,7 +101,8 @@ def recipe(
     """Return the recipe of a network, with its usual settings where none are given.
 
     Args:
-      arch: one of `names`, an alias of one, or ``package.module:Class`` for a Linen or NNX module of one's own.
+      arch: one of `names`, an alias of one, or ``package.module:NAME`` of one's own: a class of Linen or NNX
+        modules, or a function that returns such a module.
       num_classes: C; needed for a module of one's own.
       input_shape: (height, width, channels) in pixels; needed for a module of one's own.
       mean, std: per-channel normalisation of inputs in [0, 1]; 0 and 1 for none.
@@ -141,6 +148,7 @@ def from_recipe(
     variables: Mapping[str, Any] | None = None,
     key: Array | None = None,
     abstract: bool = False,
+    named: str | None = None,
 ) -> Model:
     """Build a network from its recipe and exactly one source of weights.
 
@@ -149,9 +157,14 @@ def from_recipe(
       variables: Linen variables, ``{"params": ..., "batch_stats": ...}``, or ``params`` and state of an NNX module.
       key: random key for fresh weights.
       abstract: shapes only (`jax.ShapeDtypeStruct`), to be filled by a loader.
+      named: the function of one's own that may be called, ``package.module:factory``: a recipe may be a stranger's,
+        and by its word alone only classes of Flax modules are. For a loader:
+        ``functools.partial(from_recipe, named="package.module:factory")``.
 
     Raises:
-      ValueError: an unknown network, none or several sources, variables that do not fit.
+      ValueError: an unknown network, none or several sources, variables that do not fit, a function that is not
+        ``named``, or one that takes other arguments than ``num_classes``, ``input_shape`` (height, width, channels),
+        ``rngs`` (`flax.nnx.Rngs`) and the recipe's further ones, raises, or returns something else.
 
     >>> model = from_recipe(recipe("digits_cnn"), key=jax.random.key(0))
     >>> model(jax.numpy.zeros((2, 8, 8, 1))).shape
@@ -163,11 +176,12 @@ def from_recipe(
         if not abstract:
             names = ", ".join(name for name, _ in recipe.wrappers)
             raise ValueError(f"a network inside {names} needs abstract=True: its weights come from a checkpoint")
-        return wrappers.rebuild(from_recipe(dataclasses.replace(recipe, wrappers=()), abstract=True), recipe)
-    kind, kwargs = _kind(recipe), dict(recipe.kwargs)
-    if issubclass(kind, nnx.Module):
-        return own.nnx_model(kind, recipe, variables=variables, key=key)
-    module, input_shape = _linen(recipe, kind), tuple(kwargs["input_shape"])
+        inside = dataclasses.replace(recipe, wrappers=())
+        return wrappers.rebuild(from_recipe(inside, abstract=True, named=named), recipe)
+    module, kwargs = _module(recipe, _kind(recipe, named), key), dict(recipe.kwargs)
+    if isinstance(module, nnx.Module):
+        return own.nnx_model(module, recipe, variables=variables, abstract=abstract)
+    input_shape = tuple(kwargs["input_shape"])
     init = jax.jit(LinenInit(module, input_shape))
     try:
         params, state = init(key) if key is not None else jax.eval_shape(init, jax.random.key(0))
@@ -191,8 +205,8 @@ def from_recipe(
     return model if variables is None else own.same_arrays(build(variables), model)
 
 
-def _kind(recipe: Recipe) -> Any:
-    """Return the class of a recipe's network; raise ValueError unless the recipe has what every network needs."""
+def _kind(recipe: Recipe, named: str | None) -> Any:
+    """Return the class or function of a network; raise ValueError unless its recipe has what every network needs."""
     fields = dict(recipe.kwargs)
     for name in ("input_shape", "num_classes"):
         if name not in fields:
@@ -208,7 +222,13 @@ def _kind(recipe: Recipe) -> Any:
         return ARCHS[recipe.arch].network
     if ":" not in recipe.arch:
         raise ValueError(_unknown(recipe.arch))
-    return own.find(recipe.arch)
+    return own.find(recipe.arch, named)
+
+
+def _module(recipe: Recipe, kind: Any, key: Array | None) -> nn.Module | nnx.Module:
+    if isinstance(kind, type) and issubclass(kind, nn.Module):
+        return _linen(recipe, kind)
+    return own.build(kind, recipe, key)
 
 
 def _linen(recipe: Recipe, kind: Any) -> nn.Module:

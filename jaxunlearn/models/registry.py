@@ -154,14 +154,13 @@ _PARAMETERS = {
 #: The networks by name, in order of size within a family.
 ARCHS: dict[str, Arch] = {name: arch._replace(parameters=_PARAMETERS[name]) for name, arch in _ARCHS.items()}
 
+#: Networks whose names and tensors are timm's, too; one of its tags may stand behind a dot: ``resnet50.a1_in1k``.
+TIMM = ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "densenet121")
+
 #: Other people's names of networks whose tensors have the same names and shapes -> ours.
 ALIASES: dict[str, str] = {
     **{f"resnet{n}": f"cifar_resnet{n}" for n in (20, 32, 44, 56, 110)},
-    **{
-        alias: name
-        for name in ("resnet18", "resnet34", "resnet50", "wide_resnet50_2", "densenet121")
-        for alias in (f"tv_{name}", f"{name}.tv_in1k")
-    },
+    **{alias: name for name in TIMM for alias in (f"tv_{name}", f"{name}.tv_in1k")},
     "wrn28_10": "wrn_28_10",
     "wide-resnet-28-10": "wrn_28_10",
     "mobilenetv2": "mobilenet_v2",
