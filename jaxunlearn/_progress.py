@@ -7,10 +7,14 @@ import contextvars
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-#: ``listener(label, done, total)``; total is None where it is not known.
+#: ``listener(label, done, total)``; total is None where it is not known, `AtMost` where work may end before it.
 Listener: TypeAlias = Callable[[str, int, int | None], None]
 
 _listener: contextvars.ContextVar[Listener | None] = contextvars.ContextVar("listener", default=None)
+
+
+class AtMost(int):
+    """A total before which work may well end, such as a budget of steps."""
 
 
 @contextlib.contextmanager

@@ -361,7 +361,7 @@ class _Run:
 
     def _tell(self, limit: int) -> None:
         steps = int(self.state.step)
-        _progress.report(self.label, steps, limit)
+        _progress.report(self.label, steps, _progress.AtMost(limit))
         if self.callback is not None:
             last = {name: float(np.ravel(value)[-1]) for name, value in (self.rows[-1] if self.rows else {}).items()}
             self.callback(Event(self.state, steps, limit, last, self.rows))

@@ -119,7 +119,7 @@ def restoring_perturbation(model: Model, x: Any, y: Any, *, key: Array) -> np.nd
     best = np.where(_given(model, x, y), 0.0, np.nan)
     direction = jnp.zeros_like(x)
     for i in range(RADII):
-        _progress.report("depth: perturbations", i, RADII)
+        _progress.report("depth: perturbations", i, _progress.AtMost(RADII))
         if not np.isnan(best).any():
             break
         radius = largest_radius(model) / 2 ** (RADII - 1 - i)
@@ -178,7 +178,7 @@ def relearn(
             rows = (t * size + np.arange(size)) % k
             batch = (x[rows], y[rows])
             params, velocity = _sgd(model.apply_fn, params, velocity, model.model_state, *batch, rate, decay)
-        _progress.report("depth: relearning", t, max_steps)
+        _progress.report("depth: relearning", t, _progress.AtMost(max_steps))
     settings = {"learning_rate": learning_rate, "momentum": momentum, "batch_size": size, "max_steps": max_steps}
     return {"steps": steps, "half_steps": half_steps, "accuracy": right, **settings}
 
