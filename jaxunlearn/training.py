@@ -7,7 +7,7 @@ matrix of weights therefore trains a whole family of leave-out models.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple, cast
 
@@ -21,6 +21,8 @@ from jaxunlearn._types import ApplyFn, Array, Model, Params, PyTree
 
 Augment = Callable[[Array, Array], Array]
 Loop = Literal["auto", "device", "host"]
+#: ``callback(epochs)``: the history of each epoch so far, by name, (steps of an epoch,).
+Callback = Callable[[Sequence[Mapping[str, np.ndarray]]], None]
 
 
 class TrainResult(NamedTuple):
@@ -100,6 +102,7 @@ def train(
     codes: Any = None,
     mix: float | None = None,
     loop: Loop = "auto",
+    callback: Callback | None = None,
 ) -> TrainResult:
     """Train a classifier with SGD on cross-entropy, from the weights it has.
 
@@ -125,6 +128,8 @@ def train(
         [0, 1]; drawn by epoch and instance, see `replaced` (Yamashita et al. 2024).
       loop: "host" steps from the host, "device" scans an epoch at a time; "auto" picks
         host on CPU, where convolutions inside a device loop are several times slower.
+      callback: called after each epoch, and first where training goes on from a kept state, with the history so
+        far, one item an epoch.
 
     Raises:
       ValueError, TypeError: for an argument out of range, before any work.
@@ -143,7 +148,8 @@ def train(
     x, y, weight = _checked_data(model, x, y, sample_weight, lanes=None)
     sgd = _checked_sgd(learning_rate, momentum, weight_decay)
     plan = _plan(model, weight[None], epochs, batch_size, schedule, augment, False)
-    return _run(plan, model, key, _Given(x, y, jnp.asarray(weight), sgd, _checked_codes(model, codes, mix)), loop)
+    given = _Given(x, y, jnp.asarray(weight), sgd, _checked_codes(model, codes, mix))
+    return _run(plan, model, key, given, loop, callback)
 
 
 def train_many(
@@ -288,7 +294,9 @@ def _laned(plan: _Plan, step: Callable[..., Any]) -> Callable[..., Any]:
     return jax.vmap(step, (0, 0, 0, None, given)) if plan.vmapped else step
 
 
-def _run(plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop) -> TrainResult:
+def _run(
+    plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop, callback: Callback | None = None
+) -> TrainResult:
     _validate.one_of("loop", loop, ("auto", "device", "host"))
     host = loop == "host" or (loop == "auto" and jax.default_backend() == "cpu")
     init = given.sgd.transformation().init
@@ -301,6 +309,8 @@ def _run(plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop) -> Tr
     steps = plan.steps_per_epoch * plan.epochs
     with _journal.work("training") as work:
         done, state, infos = work.resume(state)
+        if callback is not None and infos:
+            callback(infos)
         for epoch in range(done, plan.epochs):
             order, first = _order(plan, key, epoch, given.weight), epoch * plan.steps_per_epoch
             if host:
@@ -311,6 +321,8 @@ def _run(plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop) -> Tr
                 _progress.report("training", first + plan.steps_per_epoch, steps)
             _require_finite(stacked["loss"], first, steps, float(given.sgd.learning_rate))
             infos.append(stacked)
+            if callback is not None:
+                callback(infos)
             work.keep(epoch + 1, state, infos)
     # Lanes lead: (steps, lanes) -> (lanes, steps).
     history = {name: np.concatenate([info[name] for info in infos]).T for name in infos[0]}

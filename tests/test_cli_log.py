@@ -1,4 +1,4 @@
-"""`jaxunlearn unlearn` for machines: one JSON object, and curves of the steps while they are taken."""
+"""`jaxunlearn unlearn` for machines: one JSON object; curves of its steps, and of a training's epochs, as they come."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def often(monkeypatch):
     monkeypatch.setattr(_journal, "INTERVAL", 0.0)
 
 
-def rows(folder):
-    with (folder / "steps.csv").open(newline="") as file:
+def rows(folder, file="steps.csv"):
+    with (folder / file).open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -141,13 +141,13 @@ def test_the_curves_are_those_of_the_results(argv, tmp_path):
 
 
 def test_they_are_there_while_it_runs(argv, tmp_path, monkeypatch):
-    real, seen = _log._Log.__call__, []
+    real, seen = _log._Steps.__call__, []
 
     def look(self, event, points):
         real(self, event, points)
         seen.append((event.steps, int(rows(tmp_path / "log")[-1]["step"])))
 
-    monkeypatch.setattr(_log._Log, "__call__", look)
+    monkeypatch.setattr(_log._Steps, "__call__", look)
     assert main([*argv, "--quiet", "--log-dir", str(tmp_path / "log")]) == 0
     assert len(seen) > 2
     assert all(taken == written for taken, written in seen)
@@ -228,7 +228,7 @@ def test_a_disk_that_is_full_ends_the_curves_and_not_the_run(argv, tmp_path, mon
     def full(*args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_log._Log, "_take", full)
+    monkeypatch.setattr(_log._Steps, "_take", full)
     assert main([*argv, "--quiet", "--log-dir", str(tmp_path / "log")]) == 0
     assert capsys.readouterr().err.count("the curves end here, the run goes on") == 1
 
@@ -264,3 +264,57 @@ def test_a_folder_that_cannot_be_is_refused_before_work(argv, tmp_path, capsys, 
 def test_a_mistake_makes_no_folder(argv, tmp_path):
     assert main([*argv, "--log-dir", str(tmp_path / "log"), "--forget", "99999"]) == 2
     assert not list(tmp_path.iterdir())
+
+
+# --- --log-dir of train -------------------------------------------------------
+
+TRAIN = ["train", "--arch", ARCH, "--data", "digits", "--batch-size", "256", "--quiet"]
+
+
+def test_the_curves_of_a_training_are_those_it_keeps(tmp_path):
+    log = tmp_path / "log"
+    assert main([*TRAIN, "--epochs", "3", "--out", str(tmp_path / "out"), "--log-dir", str(log)]) == 0
+    kept, found = json.loads((tmp_path / "out" / "training.json").read_text()), rows(log, "epochs.csv")
+    assert [list(row) for row in found] == [["epoch", "loss", "accuracy"]] * 3
+    assert [row["epoch"] for row in found] == ["1", "2", "3"]
+    for name in ("loss", "accuracy"):
+        np.testing.assert_allclose([float(row[name]) for row in found], kept["history"][name], atol=1e-6)
+    board = events(log)
+    assert board.keys() == {(name, epoch) for name in ("loss", "accuracy") for epoch in (1, 2, 3)}
+    np.testing.assert_allclose(board["loss", 3], [kept["history"]["loss"][2]], atol=1e-6)
+    assert "log_dir" not in kept["settings"]
+
+
+def test_a_training_that_goes_on_has_every_epoch_once(tmp_path, often, monkeypatch):
+    log, whole, seen = tmp_path / "log", tmp_path / "whole", []
+    argv = [*TRAIN, "--epochs", "4", "--out", str(tmp_path / "out")]
+    real = _log._Epochs.__call__
+
+    def stop(self, history):
+        real(self, history)
+        seen.append([row["epoch"] for row in rows(log, "epochs.csv")])
+        if len(history) == 3:
+            raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_log._Epochs, "__call__", stop)
+        assert main([*argv, "--log-dir", str(log)]) == 2
+    assert seen == [["1"], ["1", "2"], ["1", "2", "3"]]  # as they come
+    # Where nothing of the curves is left they are whole again at once, from what is kept.
+    for path in log.iterdir():
+        path.unlink()
+    assert main([*argv, "--resume", "--log-dir", str(log)]) == 0
+    assert main([*argv[:-1], str(tmp_path / "other"), "--log-dir", str(whole)]) == 0
+    assert (log / "epochs.csv").read_bytes() == (whole / "epochs.csv").read_bytes()
+    assert events(log) == events(whole)
+
+
+def test_the_curves_of_another_training_are_not_written_over(tmp_path, capsys):
+    log = tmp_path / "log"
+    log.mkdir()
+    (log / "epochs.csv").write_text("epoch,loss\n1,2\n")
+    for folder, said in ((log, "holds the curves of an earlier run"), (tmp_path / "out" / "log", "must lie outside")):
+        assert main([*TRAIN, "--out", str(tmp_path / "out"), "--log-dir", str(folder)]) == 2
+        assert said in capsys.readouterr().err
+    assert (log / "epochs.csv").read_text() == "epoch,loss\n1,2\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]

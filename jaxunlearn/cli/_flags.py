@@ -133,6 +133,13 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--quiet", action="store_true", help="no progress, only results and errors")
 
 
+def add_json_flag(group: Any) -> None:
+    """Add the flag of commands whose result is for machines, too."""
+    group.add_argument(
+        "--json", action="store_true", help="print the result as one JSON object on standard output, and nothing else"
+    )
+
+
 def add_method_flags(parser: argparse.ArgumentParser, spec: Any) -> None:
     """Add one flag for each hyper-parameter of a method; what is not given is absent from the namespace."""
     group = parser.add_argument_group(f"hyper-parameters of {spec.name}", f"{spec.summary} ({spec.paper})")

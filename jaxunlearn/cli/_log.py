@@ -1,4 +1,4 @@
-"""The curves of a run while it goes on, ``--log-dir``: a CSV file, and TensorBoard's files if they can be written."""
+"""Curves while a run or a training goes on, ``--log-dir``: a CSV file, and TensorBoard's files if it is installed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn import training
 from jaxunlearn.cli import _errors, _run
 from jaxunlearn.job.work import Callback
 from jaxunlearn.loop import Event
 
-FILE = "steps.csv"
+#: The curves of unlearning, by step, and of training, by epoch.
+STEPS, EPOCHS = "steps.csv", "epochs.csv"
 #: Column of the accuracy on a sample of the test set; empty at steps where nobody looked.
 WATCHED = "test_accuracy"
 #: Ends the names of TensorBoard's files that are ours.
@@ -26,13 +28,14 @@ SUFFIX = ".jaxunlearn"
 NO_BOARD = "for TensorBoard's files, too: pip install 'jaxunlearn[tensorboard]'"
 
 
-def check(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, replace: bool) -> None:
+def check(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, replace: bool, file: str = STEPS) -> None:
     """Raise a `UserError` unless curves can be written to a folder; makes nothing.
 
     Args:
       folder: of ``--log-dir``.
       out: of ``--out``, which is put in place as a whole: nothing else may be written there.
       replace: whether the curves of an earlier run may go.
+      file: the curves, `STEPS` or `EPOCHS`.
     """
     path, run = Path(os.path.abspath(folder)), Path(os.path.abspath(out))
     if path == run or run in path.parents:
@@ -40,7 +43,7 @@ def check(folder: str | os.PathLike[str], out: str | os.PathLike[str], *, replac
     with _errors.user_input():
         if path.exists() and not path.is_dir():
             raise NotADirectoryError(f"--log-dir {folder} is not a folder")
-        if (path / FILE).exists() and not replace and (path / FILE).read_bytes().count(b"\n") > 1:
+        if (path / file).exists() and not replace and (path / file).read_bytes().count(b"\n") > 1:
             raise FileExistsError(
                 f"--log-dir {folder} holds the curves of an earlier run: choose another folder, or --overwrite"
             )
@@ -60,44 +63,44 @@ def opened(folder: str | os.PathLike[str] | None, *, resume: bool) -> Iterator[C
     if folder is None:
         yield None
         return
-    log = _Log(Path(os.path.abspath(folder)), resume=resume)
-    try:
+    with contextlib.closing(_Steps(folder, resume=resume)) as log:
         yield log
-    finally:
-        log.close()
+
+
+@contextlib.contextmanager
+def epochs(folder: str | os.PathLike[str] | None, *, resume: bool) -> Iterator[training.Callback | None]:
+    """Give what writes the loss and the accuracy of a training, the mean of each epoch; the rest is as in `opened`."""
+    if folder is None:
+        yield None
+        return
+    with contextlib.closing(_Epochs(folder, resume=resume)) as log:
+        yield log
 
 
 class _Log:
-    """Steps as rows. The first call has all so far, after a resumption too: whatever was written before is replaced."""
+    """Lines of a table. The first call has all so far, after a resumption too: what was written before is replaced."""
 
-    def __init__(self, folder: Path, *, resume: bool) -> None:
-        self._folder, self._fresh, self._failed = folder, True, False
+    file: str
+    key: str
+
+    def __init__(self, folder: str | os.PathLike[str], *, resume: bool) -> None:
+        self._folder, self._fresh, self._failed = Path(os.path.abspath(folder)), True, False
         self._lines: list[dict[str, float]] = []
-        self._columns: list[str] = ["step"]
-        self._told = 0  # items of the loop's history
+        self._columns: list[str] = [self.key]
+        self._told = 0  # items of the history
         self._board: Any = None
         with _errors.user_input():
-            folder.mkdir(parents=True, exist_ok=True)
-            if not (resume and (folder / FILE).exists()):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not (resume and (self._folder / self.file).exists()):
                 self._write()
         if importlib.util.find_spec("tensorboardX") is None:
-            _errors.say(f"{folder} gets {FILE} only; {NO_BOARD}")
-
-    def __call__(self, event: Event, points: Sequence[tuple[int, float]]) -> None:
-        self._attempt(lambda: self._take(event, dict(points)))
+            _errors.say(f"{self._folder} gets {self.file} only; {NO_BOARD}")
 
     def close(self) -> None:
         if self._board is not None:
             self._attempt(self._board.close)
 
-    def _take(self, event: Event, seen: Mapping[int, float]) -> None:
-        new: list[dict[str, float]] = [{"step": 0, WATCHED: seen[0]}] if self._fresh and 0 in seen else []
-        step = int(self._lines[-1]["step"]) if self._lines else 0
-        for item in event.rows[self._told :]:
-            for row in _steps(item):
-                step += 1
-                new.append({"step": step, **row} | ({WATCHED: seen[step]} if step in seen else {}))
-        self._told = len(event.rows)
+    def _add(self, new: Sequence[dict[str, float]]) -> None:
         self._lines += new
         names = dict.fromkeys(name for line in new for name in line if name not in self._columns)
         if names or self._fresh:
@@ -106,7 +109,7 @@ class _Log:
             )  # that column is the last
             self._write()
         else:
-            with (self._folder / FILE).open("a", encoding="utf-8", newline="") as file:
+            with (self._folder / self.file).open("a", encoding="utf-8", newline="") as file:
                 file.write(_text(new, self._columns))
         self._draw(new)
         self._fresh = False
@@ -118,7 +121,7 @@ class _Log:
             with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
                 file.write(",".join(self._columns) + "\n" + _text(self._lines, self._columns))
             os.chmod(aside, 0o644)
-            os.replace(aside, self._folder / FILE)
+            os.replace(aside, self._folder / self.file)
         except BaseException:
             Path(aside).unlink(missing_ok=True)
             raise
@@ -133,8 +136,8 @@ class _Log:
         if self._board is not None:
             for line in lines:
                 for name, value in line.items():
-                    if name != "step":
-                        self._board.add_scalar(name, value, int(line["step"]))
+                    if name != self.key:
+                        self._board.add_scalar(name, value, int(line[self.key]))
             self._board.flush()
 
     def _attempt(self, work: Callable[[], None]) -> None:
@@ -146,6 +149,42 @@ class _Log:
             self._failed = True
             reason = error.strerror or error
             _errors.say(f"the curves end here, the run goes on: {self._folder}: {reason}")
+
+
+class _Steps(_Log):
+    """The loop's history by step, and the watched accuracy."""
+
+    file, key = STEPS, "step"
+
+    def __call__(self, event: Event, points: Sequence[tuple[int, float]]) -> None:
+        self._attempt(lambda: self._take(event, dict(points)))
+
+    def _take(self, event: Event, seen: Mapping[int, float]) -> None:
+        new: list[dict[str, float]] = [{"step": 0, WATCHED: seen[0]}] if self._fresh and 0 in seen else []
+        step = int(self._lines[-1]["step"]) if self._lines else 0
+        for item in event.rows[self._told :]:
+            for row in _steps(item):
+                step += 1
+                new.append({"step": step, **row} | ({WATCHED: seen[step]} if step in seen else {}))
+        self._told = len(event.rows)
+        self._add(new)
+
+
+class _Epochs(_Log):
+    """Means over the steps of each epoch of training."""
+
+    file, key = EPOCHS, "epoch"
+
+    def __call__(self, history: Sequence[Mapping[str, np.ndarray]]) -> None:
+        self._attempt(lambda: self._take(history))
+
+    def _take(self, history: Sequence[Mapping[str, np.ndarray]]) -> None:
+        new = [
+            {"epoch": epoch, **{name: float(np.mean(info[name])) for name in ("loss", "accuracy")}}
+            for epoch, info in enumerate(history[self._told :], self._told + 1)
+        ]
+        self._told = len(history)
+        self._add(new)
 
 
 def _steps(item: Mapping[str, Any]) -> Iterator[dict[str, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -68,11 +69,14 @@ def depth(record: RunRecord) -> None:
 
 def outcome(path: Path, results: Mapping[str, Any], status: int) -> None:
     """Print what came of a run as one JSON object, for machines."""
+    machine({"path": str(path), "exit_status": status, **found(results)})
+
+
+def found(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is told to machines of the results of a run."""
     from jaxunlearn.report.tables import unlearning_seconds
 
-    found = {
-        "path": str(path),
-        "exit_status": status,
+    return {
         **{name: results[name] for name in ("method", "goal", "goal_met", "forgotten")},
         "of": len(results["instances"]),
         "not_forgotten": [str(item["id"]) for item in results["instances"] if not item["forgotten"]],
@@ -81,7 +85,19 @@ def outcome(path: Path, results: Mapping[str, Any], status: int) -> None:
         "seconds": unlearning_seconds(results),
         "recognised": (results.get("depth") or {}).get("recognised"),
     }
-    print(json.dumps(found, allow_nan=False))
+
+
+def machine(value: Any, *, indent: int | None = None) -> None:
+    """Print strict JSON; what is no finite number is null."""
+    print(json.dumps(_strict(value), allow_nan=False, indent=indent))
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _strict(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def line(text: str) -> None:

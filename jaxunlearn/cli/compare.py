@@ -45,7 +45,7 @@ def _compare(args: argparse.Namespace, out: Path, command: str) -> int:
     if not entries:
         raise _errors.UserError("no method can run: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
     about = _about(facts, args)
-    if not args.quiet:
+    if not (args.quiet or args.json):
         _output.facts(about)
     runs = _Runs(args, out, facts, planned=sum(_planned(entry, args) for entry in entries))
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -61,7 +61,12 @@ def _compare(args: argparse.Namespace, out: Path, command: str) -> int:
     except KeyboardInterrupt:
         _errors.say(f"interrupted; what is done is kept in {out}, the same command goes on")
         return _process.interrupted()
-    return _tell(out, about, facts, groups, chosen, left_out, command)
+    rows = _write(out, about, facts, groups, chosen, left_out, command)
+    if not args.json:
+        _show(out, rows, left_out)
+    elif groups:
+        _output.machine(_outcome(out, facts, groups, chosen, left_out))
+    return _errors.OK if groups else _errors.WRONG_INPUT
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
         help="retained images measured; 0: all; default: 5000",
     )
     group.add_argument("--no-depth", dest="depth", action="store_false", help="do not measure how deep it goes")
+    _flags.add_json_flag(group)
     _flags.add_run_flags(parser)
     return parser
 
@@ -251,7 +257,7 @@ def _tuned(entry: Entry, runs: _Runs, args: argparse.Namespace, chosen: dict[str
     return best
 
 
-def _tell(
+def _write(
     out: Path,
     about: Sequence[tuple[str, str]],
     facts: Mapping[str, Any],
@@ -259,8 +265,8 @@ def _tell(
     chosen: Mapping[str, str],
     left_out: Mapping[str, str],
     command: str,
-) -> int:
-    """Print and write the table, the picture and the page."""
+) -> list[tuple[str, ...]]:
+    """Write the table, the picture and the page; return the rows of the table."""
     from jaxunlearn.report import comparison
 
     rows = comparison.table(facts, groups)
@@ -274,6 +280,33 @@ def _tell(
     (out / "compare.md").write_text(page, encoding="utf-8", errors="backslashreplace")
     summary = {"command": command, "before": dict(facts), "left_out": dict(left_out), "chosen": dict(chosen)}
     _comparison.write(out / "compare.json", summary | {"runs": {name: list(group) for name, group in groups.items()}})
+    return rows
+
+
+def _outcome(
+    out: Path,
+    facts: Mapping[str, Any],
+    groups: Mapping[str, Sequence[dict[str, Any]]],
+    chosen: Mapping[str, str],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what is told to machines."""
+    more = ("seed", "agreement")
+    return {
+        "path": str(out),
+        "exit_status": _errors.OK,
+        "before": facts["accuracy"],
+        "runs": {
+            label: [{**_output.found(run), **{name: run[name] for name in more}} for run in runs]
+            for label, runs in groups.items()
+        },
+        "chosen": chosen,
+        "left_out": left_out,
+    }
+
+
+def _show(out: Path, rows: Sequence[tuple[str, ...]], left_out: Mapping[str, str]) -> None:
+    """Print the table."""
     print()
     # Ranges and intervals are in compare.md: a terminal has no room for them, nor for a column of one word.
     short = [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows]
@@ -288,4 +321,3 @@ def _tell(
         _output.line(f"not in the table: {name}: {why}")
     print()
     _output.line(f"{out}: open compare.md; compare.json, compare.png and one file a run lie beside it.")
-    return _errors.OK if groups else _errors.WRONG_INPUT

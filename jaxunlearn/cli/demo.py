@@ -40,6 +40,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=_flags.path, metavar="DIR", required=True, help="folder for the run folders")
     parser.add_argument("--overwrite", action="store_true", help="replace earlier runs of the demo there")
+    _flags.add_json_flag(parser)
     _flags.add_run_flags(parser)
     args = parser.parse_args(argv)
     for method in METHODS:
@@ -48,11 +49,11 @@ def main(argv: Sequence[str]) -> int:
     with _device.chosen(args) as device:
         with _errors.user_input():
             source = data.open_source("digits")
-        model = _network(source, quiet=args.quiet)
+        model = _network(source, quiet=args.quiet, told=not (args.quiet or args.json))
         rows = data.parse_forget(IDS, source, seed=0)
         request = _run.Request(model=model, source=source, rows=rows)
         named = f"{len(rows)} of {len(source.splits['train']):,} training digits: {IDS.replace(',', ', ')}"
-        if not args.quiet:
+        if not (args.quiet or args.json):
             _output.facts([("forget ", named)])
         records = []
         with _progress.shown(quiet=args.quiet):
@@ -64,7 +65,7 @@ def main(argv: Sequence[str]) -> int:
     return _tell(args, records)
 
 
-def _network(source: Source, *, quiet: bool) -> Model:
+def _network(source: Source, *, quiet: bool, told: bool) -> Model:
     """Return the trained network, from the cache where it is there and whole."""
     recipe = models.recipe("digits_cnn")
     settings = {**TRAINING, "recipe": recipe.to_json(), "version": __version__, "jax": jax.__version__}
@@ -72,7 +73,7 @@ def _network(source: Source, *, quiet: bool) -> Model:
     folder = _cache.folder() / f"digits_cnn-{key}"
     try:
         model = checkpoint.load(folder, models.from_recipe)
-        if not quiet:
+        if told:
             _output.facts([("network", f"digits_cnn, trained earlier and kept in {folder}")])
         return model
     except (OSError, ValueError):  # not there yet, or damaged: train it
@@ -83,7 +84,7 @@ def _network(source: Source, *, quiet: bool) -> Model:
         fresh = models.from_recipe(recipe, key=jax.random.key(0))
         model = training.train(fresh, jax.random.key(1), source.images(train), source.labels[train], **TRAINING).model
     took = time.perf_counter() - began
-    if not quiet:
+    if told:
         _output.facts([("network", f"digits_cnn, trained on {len(train):,} digits in {took:.0f} s")])
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +113,23 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
             raise
         done = ", ".join(folder.name for folder in folders)
         raise KeyboardInterrupt(f"interrupted; of {len(records)} folders in {out} there are {done}") from None
+    left = [record.method for record in records if not record.forgotten.all()]
+    status = _errors.NOT_FORGOTTEN if left else _errors.OK
+    if args.json:
+        runs = {
+            record.method: {"path": str(folder), **_output.found(record.results)}
+            for record, folder in zip(records, folders, strict=True)
+        }
+        _output.machine({"path": str(out), "exit_status": status, "runs": runs})
+    else:
+        _show(records, folders)
+    if left:
+        _errors.say(f"not every digit is forgotten by {', '.join(left)}")
+    return status
+
+
+def _show(records: Sequence[report.RunRecord], folders: Sequence[Path]) -> None:
+    """Print the table, what its columns mean, and what to open."""
     print()
     _output.summary(records)
     print()
@@ -128,8 +146,3 @@ def _tell(args: Any, records: Sequence[report.RunRecord]) -> int:
     print("open:")
     for folder in sorted(folders, key=lambda folder: folder.name != BEST):
         _output.line(f"  {folder / WEB}")
-    left = [record.method for record in records if not record.forgotten.all()]
-    if left:
-        _errors.say(f"not every digit is forgotten by {', '.join(left)}")
-        return _errors.NOT_FORGOTTEN
-    return _errors.OK

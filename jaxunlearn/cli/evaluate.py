@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -37,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
     overall, by_class = accuracy(logits, y), accuracy_by_class(logits, y)
     names = [source.class_name(c) if c < source.num_classes else str(c) for c in range(len(by_class))]
     if args.json:
-        print(json.dumps({"accuracy": overall, "n": len(rows), "by_class": dict(zip(names, by_class, strict=True))}))
+        _output.machine({"accuracy": overall, "n": len(rows), "by_class": dict(zip(names, by_class, strict=True))})
         return _errors.OK
     counts = np.bincount(y, minlength=len(by_class))
     lines = [(name, str(n), percent(share)) for name, n, share in zip(names, counts, by_class, strict=True) if n]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -70,8 +69,7 @@ def main(argv: Sequence[str]) -> int:
         with _errors.writing(args.out):
             done = convert.export(model, Path(args.out).expanduser(), like=like, overwrite=args.overwrite)
     if args.json:
-        facts = done._asdict() | {"path": str(done.path), "like": None if like is None else str(like)}
-        print(json.dumps(facts))
+        _output.machine(done._asdict() | {"path": str(done.path), "like": None if like is None else str(like)})
     else:
         _tell(done, model, like, why)
     return _errors.OK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 
 from jaxunlearn.cli import _flags, _output
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
     specs = methods.all_specs().values()
     if args.json:
-        print(json.dumps([_plain(spec) for spec in specs], indent=1))
+        _output.machine([_plain(spec) for spec in specs], indent=1)
         return 0
     for spec in specs:
         print(spec.name)

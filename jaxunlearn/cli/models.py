@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
 
     rows = _rows()
     if args.json:
-        print(json.dumps(rows, indent=1))
+        _output.machine(rows, indent=1)
         return 0
     cells = [
         (row["name"], f"{row['parameters']:,}", _shape(row), row["layout"], " ".join(row["files"])) for row in rows

@@ -27,14 +27,14 @@ from jaxunlearn import (
 )
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.audits.accuracy import accuracy
-from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _process, _progress, _resume, _run
+from jaxunlearn.cli import _data, _device, _errors, _flags, _log, _model, _output, _process, _progress, _resume, _run
 from jaxunlearn.data import Source
 from jaxunlearn.job import opening
 from jaxunlearn.report.folder import CHECKPOINT, TRAINING, put_in_place
 from jaxunlearn.report.record import versions
 
 #: Flags that change nothing of what is trained.
-ASIDE = ("out", "overwrite", "quiet", "resume", "compile_cache")
+ASIDE = ("out", "overwrite", "quiet", "resume", "compile_cache", "json", "log_dir")
 EPILOG = """\
 exit status: 0 done; 2 wrong input or training that diverged; 130 interrupted, the same command with --resume goes on
 
@@ -49,8 +49,11 @@ def main(argv: Sequence[str]) -> int:
     """Train a network from fresh or given weights; write a folder with its checkpoint and what stands beside it."""
     args = _parser().parse_args(argv)
     command = shlex.join(("jaxunlearn", "train", *argv))
-    if args.resume and args.out is not None and _is_done(Path(args.out), command):
-        _output.line(f"{args.out}: this training is finished; nothing is left to do.")
+    if args.resume and args.out is not None and (facts := _finished(Path(args.out), command)) is not None:
+        if args.json:
+            _output.machine(_outcome(Path(args.out), facts))
+        else:
+            _output.line(f"{args.out}: this training is finished; nothing is left to do.")
         return _errors.OK
     _check(args)
     try:
@@ -63,13 +66,14 @@ def main(argv: Sequence[str]) -> int:
         return _process.interrupted()
 
 
-def _is_done(out: Path, command: str) -> bool:
-    """Return whether the same command has trained into that folder already."""
+def _finished(out: Path, command: str) -> dict[str, Any] | None:
+    """Return the facts of the training in that folder, if the same command made it; None where there is none."""
     try:
-        made_by = json.loads((out / TRAINING).read_text(encoding="utf-8"))["command"]
+        facts = json.loads((out / TRAINING).read_text(encoding="utf-8"))
+        same = _resume.same_command(facts["command"], command)
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return not _resume.folder_of(out).exists() and _resume.same_command(made_by, command)
+        return None
+    return dict(facts) if same and not _resume.folder_of(out).exists() else None
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,6 +126,14 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="go on with this command where it was killed or interrupted; without anything kept, begin",
     )
+    group.add_argument(
+        "--log-dir",
+        type=_flags.path,
+        metavar="DIR",
+        help=f"keep loss and accuracy of each epoch there while the training goes on: {_log.EPOCHS}, and "
+        "TensorBoard's files if tensorboardX is installed",
+    )
+    _flags.add_json_flag(group)
     _flags.add_run_flags(parser)
     return parser
 
@@ -136,6 +148,9 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--arch is missing: the network to train, such as {models.names()[0]}")
     _run.check_apart(args)
     _run.check_out(args.out, overwrite=args.overwrite, marker=TRAINING)
+    if args.log_dir is not None:
+        begun = args.resume and _resume.folder_of(args.out).exists()
+        _log.check(args.log_dir, args.out, replace=args.overwrite or begun, file=_log.EPOCHS)
 
 
 def _train(args: argparse.Namespace, command: str, device: str) -> int:
@@ -144,7 +159,7 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
         source, model = _start(args)
     rows = source.splits["train"]
     codes = None if args.codes is None else proxies.draw_codes(_key(args, 2), model)
-    if not args.quiet:
+    if not (args.quiet or args.json):
         _output.facts(_plan(args, model, source, device))
     settings = {name: value for name, value in vars(args).items() if name not in ASIDE}
     asked = {
@@ -153,17 +168,16 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
         "data": [source.name, len(rows), _tree.digest({"y": source.labels[rows]})],
         "versions": versions(),
     }
-    with (
-        _progress.shown(quiet=args.quiet),
-        _resume.journal(args.out, json.loads(json.dumps(asked)), go_on=args.resume) as told,
-    ):
-        if told and args.resume and not args.quiet:
+    with _resume.journal(args.out, json.loads(json.dumps(asked)), go_on=args.resume) as told:
+        if told and not (args.quiet or args.json):
             _output.facts([("resumed", told)])
-        began = time.perf_counter()
-        done = _fit(args, model, source.images(rows), source.labels[rows], codes)
-        seconds["train"] = time.perf_counter() - began
-        made = _beside(args, done.model, codes, source, seconds)
-        measured = _measure(done.model, source, codes)
+        with _progress.shown(quiet=args.quiet):
+            began = time.perf_counter()
+            with _log.epochs(args.log_dir, resume=args.resume) as curves:
+                done = _fit(args, model, source.images(rows), source.labels[rows], codes, curves)
+            seconds["train"] = time.perf_counter() - began
+            made = _beside(args, done.model, codes, source, seconds)
+            measured = _measure(done.model, source, codes)
     epochs = {name: done.history[name].reshape(args.epochs, -1).mean(axis=1) for name in ("loss", "accuracy")}
     facts = {
         "tool": "jaxunlearn",
@@ -179,7 +193,10 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
         "versions": versions(),
     }
     path = _write(args, done.model, made, facts)
-    _tell(args, path, measured, epochs, seconds, made)
+    if args.json:
+        _output.machine(_outcome(path, facts))
+    else:
+        _tell(args, path, measured, epochs, seconds, made)
     return _errors.OK
 
 
@@ -215,7 +232,9 @@ def _plan(args: argparse.Namespace, model: Model, source: Source, device: str) -
     ]
 
 
-def _fit(args: argparse.Namespace, model: Model, x: Any, y: Any, codes: Any) -> training.TrainResult:
+def _fit(
+    args: argparse.Namespace, model: Model, x: Any, y: Any, codes: Any, curves: training.Callback | None
+) -> training.TrainResult:
     settings = {name: getattr(args, name) for name in ("epochs", "batch_size", "learning_rate", "momentum")}
     try:
         with _errors.user_input():
@@ -230,6 +249,7 @@ def _fit(args: argparse.Namespace, model: Model, x: Any, y: Any, codes: Any) -> 
                 augment=proxies.shift_and_mirror if args.augment else None,
                 codes=codes,
                 mix=args.codes,
+                callback=curves,
             )
     except FloatingPointError as error:
         raise _errors.UserError(str(error).replace("learning_rate", "--learning-rate")) from error
@@ -273,6 +293,16 @@ def _write(args: argparse.Namespace, model: Model, made: Sequence[Artefact], fac
         with _errors.writing(args.out):
             put_in_place(path, fill)
     return path
+
+
+def _outcome(path: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Return what is told to machines of a training."""
+    return {
+        "path": str(path),
+        "exit_status": _errors.OK,
+        **{name: facts[name] for name in ("accuracy", "history", "seconds", "digest")},
+        "artefacts": sorted(str(file) for file in path.glob("*.safetensors")),
+    }
 
 
 def _tell(

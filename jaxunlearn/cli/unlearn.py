@@ -203,9 +203,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         help="keep the curves of the steps there while the run goes on: steps.csv, and TensorBoard's files if "
         "tensorboardX is installed",
     )
-    group.add_argument(
-        "--json", action="store_true", help="print the result as one JSON object on standard output, and nothing else"
-    )
+    _flags.add_json_flag(group)
     group.add_argument("--dry-run", action="store_true", help="say what would be done, estimate memory and time, stop")
     _flags.add_run_flags(parser)
     _flags.add_method_flags(parser, spec)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         checks = [check._asdict() for check in verdict.checks]
         facts = {name: getattr(verdict, name) for name in ("holds", "certified", "regions", "shared")}
-        print(json.dumps(facts | {"checks": checks}))
+        _output.machine(facts | {"checks": checks})
     else:
         _tell(args, certificate, inside, verdict, device)
     if verdict.holds:
