@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,20 @@ def test_ctrl_c_before_that_writes_nothing(argv, tmp_path):
     assert said.splitlines()[-1] == "jaxunlearn: interrupted; nothing was written, the same command begins anew"
     assert "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", ["difflib", "jax"], ids=["before the command line is there", "after it"])
+@pytest.mark.parametrize("entry", ["module", "script"])
+def test_ctrl_c_while_modules_are_imported(entry, module, tmp_path):
+    (tmp_path / f"{module}.py").write_text("raise KeyboardInterrupt")
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+    name, _, function = scripts["jaxunlearn"].partition(":")
+    script = f"import sys; from {name} import {function}; sys.exit({function}())"  # as pip writes it
+    command = [sys.executable, *(["-m", "jaxunlearn"] if entry == "module" else ["-c", script])]
+    more = environment(PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    done = subprocess.run([*command, "evaluate"], capture_output=True, text=True, env=more, timeout=60)
+    said = "jaxunlearn: interrupted; nothing was written, the same command begins anew\n"
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
 
 
 @pytest.mark.parametrize("room", [1_000, 9_000, 30_000], ids=["probe", "checkpoint", "pictures"])
