@@ -33,6 +33,8 @@ T = TypeVar("T")
 Item: TypeAlias = Any
 #: Seconds between two times of writing.
 INTERVAL = 10.0
+#: Of the time, that writing may take.
+SHARE = 0.05
 _META = "meta"
 
 
@@ -42,7 +44,7 @@ class Journal:
 
     Attributes:
       folder: must exist; one process at a time.
-      interval: seconds between two times of writing, at least.
+      interval: seconds between two times of writing, at least; more where writing takes more than a twentieth of it.
       taken_up: how many pieces of work went on from what was kept.
       failed: told of it, once, when a state cannot be written, such as on a full disk; the work goes on, and so does
         what was kept before. None: that is an OSError, and ends the work.
@@ -55,6 +57,7 @@ class Journal:
     attached: tuple[Callable[[], Any], Callable[[Any], None]] | None = None
     _top: _Level = dataclasses.field(default_factory=lambda: _Level(""))
     _last: float = dataclasses.field(default_factory=time.monotonic)
+    _took: float = 0.0
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -67,7 +70,8 @@ class Journal:
             _current.reset(token)
 
     def _due(self) -> bool:
-        return time.monotonic() - self._last >= self.interval
+        wait = max(self.interval, self._took / SHARE) if self.interval else 0.0
+        return time.monotonic() - self._last >= wait
 
     def _write(self, name: str, done: int, state: PyTree, items: Sequence[Item]) -> None:
         more = self.attached[0]() if self.attached is not None and "@" not in name else None
@@ -75,10 +79,11 @@ class Journal:
         arrays, facts = {}, []
         for number, (kind, array) in enumerate(map(_plain, values)):
             facts.append([kind, str(array.dtype), list(array.shape)])
-            arrays[str(number)] = np.frombuffer(np.ascontiguousarray(array).tobytes(), np.uint8)
+            arrays[str(number)] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)  # no copy of gigabytes
         names = [list(item) if isinstance(item, Mapping) else None for item in items]
         meta = {"done": done, "leaves": facts, "items": names, "more": more}
         arrays[_META] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+        began = time.monotonic()
         try:
             self._put_in_place(name, arrays)
         except OSError as error:
@@ -91,6 +96,7 @@ class Journal:
             if int(inner.name[len(name) + 1 :].partition(".")[0]) < done:
                 inner.unlink()
         self._last = time.monotonic()
+        self._took = self._last - began
 
     def _put_in_place(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         handle, aside = tempfile.mkstemp(dir=self.folder, suffix=".part")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxunlearn import adapters, artefacts, curvature
+from jaxunlearn import _journal, _progress, adapters, artefacts, curvature
 from jaxunlearn.curvature import Layer
 from jaxunlearn.testing import tiny_problem
 
@@ -165,3 +165,43 @@ def test_each_refusal_says_what_was_wrong():
     blind = blind.replace(spec=blind.spec.__class__(num_classes=5, input_shape=(3, 3, 1)))
     with pytest.raises(ValueError, match="taps_fn is None: which inputs a layer gets is known only of a network with"):
         curvature.moments_artefact(blind, np.zeros((1, 3, 3, 1)))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_stopped_and_gone_on_they_are_the_same_to_the_bit(backend, tmp_path, monkeypatch):
+    """On other devices than the CPU the sums are arrays of JAX, in double precision all the same."""
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    model, x, seen = zoo(), images(90), []
+    whole = curvature.moments_artefact(model, x)
+
+    def stop(label, done, total):
+        seen.append(done)
+        if seen == [16, 32, 48]:
+            raise KeyboardInterrupt
+
+    for ends in (True, False):
+        with _journal.Journal(tmp_path, 0.0).open(), _progress.listening(stop):
+            if ends:
+                with pytest.raises(KeyboardInterrupt):
+                    curvature.moments_artefact(model, x)
+            else:
+                found = curvature.moments_artefact(model, x)
+    assert seen == [16, 32, 48, 48, 64, 80, 90]
+    assert found.arrays.keys() == whole.arrays.keys()
+    for name, array in whole.arrays.items():
+        assert found.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(found.arrays[name], array)
+    artefacts.save(tmp_path / "a", found)
+    artefacts.save(tmp_path / "b", whole)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_moments_know_what_they_are_of():
+    model, x = zoo(), images(20)
+    found = curvature.moments_artefact(model, x, layers=["head/*"])
+    other = model.replace(params=jax.tree.map(lambda leaf: leaf + 1, model.params))
+    assert curvature.are_of(found, model, x, layers=["head/*"])
+    assert not curvature.are_of(found, model, x)
+    assert not curvature.are_of(found, other, x, layers=["head/*"])
+    assert not curvature.are_of(found, model, x[::-1], layers=["head/*"])
+    assert not curvature.are_of(found, model, x[:-1], layers=["head/*"])

@@ -1,4 +1,4 @@
-"""`jaxunlearn unlearn --resume`: killed at random moments, refused where it would mix two requests."""
+"""`--resume`: killed at random moments, refused where it would mix two requests."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import filelock
 import numpy as np
 import pytest
 
-from jaxunlearn import _journal
+from jaxunlearn import _journal, _progress
 from jaxunlearn.cli import _resume, _run
 from jaxunlearn.cli.main import main
 from jaxunlearn.job import resume, work
@@ -118,6 +118,41 @@ def test_a_training_goes_on_where_it_was_killed(tmp_path, capsys):
     assert main(again) == 0
     assert "this training is finished" in capsys.readouterr().out
     assert main([*argv, "--out", str(out)]) == 2  # without --resume it is in the way
+
+
+def test_moments_go_on_where_they_were_stopped(weights, tmp_path, often, monkeypatch, capsys):
+    argv = ["moments", "--arch", ARCH, "--weights", weights, "--data", "digits", "--quiet", "--layers", "linear*"]
+    out, whole, real, seen = tmp_path / "out", tmp_path / "whole", _progress.report, []
+    again, stop = [*argv, "--out", str(out), "--resume"], [False, False, True]
+
+    def report(label, done, total=None):
+        real(label, done, total)
+        if label == "moments":
+            seen.append(done)
+            if done == 800 and stop.pop():
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(_progress, "report", report)
+    assert main(again) == 130
+    assert capsys.readouterr().err == "jaxunlearn: interrupted; the same command with --resume goes on from here\n"
+    assert not out.exists()
+    assert main([*again, "--layers", "conv1*"]) == 2
+    assert "what was kept is of another request, its settings was" in capsys.readouterr().err
+    seen.clear()
+    assert main(again) == 0
+    assert "resumed" not in capsys.readouterr().out  # quiet
+    assert seen[0] == 800  # that chunk was not kept yet
+    assert main([*argv, "--out", str(whole)]) == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    # The same command again finds what it asks for; another one does not.
+    seen.clear()
+    capsys.readouterr()
+    assert main(again) == 0
+    assert capsys.readouterr().out == f"{out}: these moments are there already; nothing is left to do.\n"
+    assert main([*again, "--layers", "conv1*"]) == 2
+    assert "exists: name another file, or ask to --overwrite it" in capsys.readouterr().err
+    assert seen == []
 
 
 def test_without_anything_kept_it_begins(argv, tmp_path, often):

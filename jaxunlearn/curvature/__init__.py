@@ -38,6 +38,7 @@ from jaxunlearn.curvature.metric import (
     second_moments as second_moments,
 )
 from jaxunlearn.curvature.moments import (
+    are_of as are_of,
     as_artefact as as_artefact,
     input_moments as input_moments,
     layers_of as layers_of,

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _progress, _repeat, _tree, _validate
+from jaxunlearn import _journal, _progress, _repeat, _tree, _validate
 from jaxunlearn._types import Array, Artefact, Model
 from jaxunlearn.curvature.layers import Layer, layer_inputs, patches, tapped_layers
 
@@ -29,32 +29,44 @@ CHUNK = 16
 def input_moments(model: Model, x: Any, layers: Mapping[str, Layer]) -> dict[str, np.ndarray]:
     """Return the sum of x x^T over what each layer reads for some images, (in, in) float64 by path.
 
-    One pass in eval mode, reported as "moments"; memory is flat in the number
-    of images. Inputs are in the network's dtype, products and sums in float64.
+    One pass in eval mode, reported as "moments", which goes on where it was
+    killed if a journal is open; memory is flat in the number of images. Inputs
+    are in the network's dtype, products and sums in float64.
 
     Args:
       model: a network with taps.
       x: (n, *input_shape), or anything whose slices become one; none gives zeros.
       layers: of `tapped_layers`, or some of them.
     """
+    return _summed(model, x, layers)[0]
+
+
+def _summed(model: Model, x: Any, layers: Mapping[str, Layer]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the sums, and the fingerprint of each image: reading images twice may take as long as summing."""
     n, leaves = len(x), _tree.flatten_paths(model.params)
     total: dict[str, Any] = {path: np.zeros((_width(leaves[path]),) * 2) for path in layers}
+    marks = np.zeros(n, np.uint64)
     on_host = jax.default_backend() == "cpu"  # whose BLAS takes the product of a matrix with itself at half the price
     statics = (model.spec.taps_fn, tuple(layers))
-    for start in range(0, n, CHUNK):
-        rows = np.asarray(x[start : start + CHUNK])
-        real = len(rows)
-        rows = np.concatenate([rows, np.zeros((CHUNK - real, *rows.shape[1:]), rows.dtype)])
-        read = _repeat.call(layer_inputs, statics, model.params, model.model_state, rows, np.int32(real))
-        for path, value in ((path, value) for path, calls in read.items() for value in calls):
-            if on_host:
-                columns = np.asarray(_repeat.call(patches, (layers[path],), value), np.float64)
-                total[path] += columns.T @ columns
-            else:
-                with jax.enable_x64(True):
-                    total[path] = _repeat.call(_add_product, (layers[path],), total[path], value)
-        _progress.report("moments", min(start + CHUNK, n), n)
-    return {path: np.asarray(value) for path, value in total.items()}
+    with _journal.work("moments") as work:
+        with jax.enable_x64(True):  # else sums that were kept would come back to a device in float32
+            done, (total, marks), _ = work.resume((total, marks))
+        for start in range(done * CHUNK, n, CHUNK):
+            rows = np.asarray(x[start : start + CHUNK])
+            real = len(rows)
+            marks[start : start + real] = _fingerprints(rows)
+            rows = np.concatenate([rows, np.zeros((CHUNK - real, *rows.shape[1:]), rows.dtype)])
+            read = _repeat.call(layer_inputs, statics, model.params, model.model_state, rows, np.int32(real))
+            for path, value in ((path, value) for path, calls in read.items() for value in calls):
+                if on_host:
+                    columns = np.asarray(_repeat.call(patches, (layers[path],), value), np.float64)
+                    total[path] += columns.T @ columns
+                else:
+                    with jax.enable_x64(True):
+                        total[path] = _repeat.call(_add_product, (layers[path],), total[path], value)
+            _progress.report("moments", min(start + CHUNK, n), n)
+            work.keep(start // CHUNK + 1, (total, marks))
+    return {path: np.asarray(total[path]) for path in layers}, marks
 
 
 def moments_artefact(
@@ -88,8 +100,26 @@ def moments_artefact(
             f"the second moments of {len(chosen)} layers take {need / 1e9:.1f} GB, more than max_bytes={max_bytes:g}: "
             "choose fewer layers by glob, or raise it"
         )
-    marks = np.concatenate([_fingerprints(x[start : start + CHUNK]) for start in range(0, len(x), CHUNK)])
-    return as_artefact(input_moments(model, x, chosen), chosen, marks, model)
+    sums, marks = _summed(model, x, chosen)
+    return as_artefact(sums, chosen, marks, model)
+
+
+def are_of(artefact: Artefact, model: Model, x: Any, *, layers: Sequence[str] = ()) -> bool:
+    """Return whether an artefact of kind "moments" is what `moments_artefact` gives; nothing is summed.
+
+    Args:
+      artefact: to look at.
+      model, x, layers: as for `moments_artefact`; images are told by their fingerprints, reported as "checking images".
+    """
+    held = artefact.arrays["instances"]
+    known = artefact.model_digest == _tree.model_digest(model) and len(held) == len(x)
+    if not known or layers_of(artefact) != _chosen(tapped_layers(model), layers):
+        return False
+    for start in range(0, len(x), CHUNK):
+        if not np.array_equal(_fingerprints(x[start : start + CHUNK]), held[start : start + CHUNK]):
+            return False
+        _progress.report("checking images", min(start + CHUNK, len(x)), len(x))
+    return True
 
 
 def layers_of(artefact: Artefact) -> dict[str, Layer]:
