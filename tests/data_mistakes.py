@@ -514,10 +514,11 @@ MISTAKES = (
     ),
     # data that lie apart
     Mistake(
-        "a test set of another size",
-        good(lambda: np.savez("big.npz", x=np.zeros((2, 9, 9, 1), np.uint8), y=np.zeros(2, int))),
+        "floats of another size than the network's",
+        good(lambda: np.savez("big.npz", x=np.zeros((2, 9, 9, 1)), y=np.zeros(2, int))),
         f"{PHOTOS} --test-data npz:big.npz",
-        "--test-data npz:big.npz has images of 9x9x1, folder:photos of 8x8x1",
+        "x in big.npz holds floats of 9x9x1, the network takes 8x8x1: save them as uint8, which are resized, "
+        "or in that size",
     ),
     Mistake(
         "a folder for data that need none",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxunlearn import checkpoint
 from jaxunlearn.cli import _comparison, _estimate
@@ -17,6 +18,7 @@ from jaxunlearn.cli.main import main
 from jaxunlearn.data import open_source
 from tests.digits_net import ARCH, network, tensors
 from tests.picture_files import NAMES, digit, label, write_folder, write_parquet, write_table
+from tests.test_data import write_tfds
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
 COMMANDS = [
@@ -242,6 +244,53 @@ def test_training_on_a_folder_takes_its_classes_from_it(home, monkeypatch, capsy
     (Path("trained") / "training.json").write_text("[]")
     assert main(argv) == 2
     assert "has 2 classes (d4, d5), the network 3: give --classes FILE" in capsys.readouterr().err
+
+
+# --- images of another size -------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["npz", "tfds"])
+def test_stored_images_of_another_size_are_measured_as_the_same_pictures_in_files(
+    kind, home, tmp_path, monkeypatch, capsys
+):
+    images = np.random.default_rng(0).integers(0, 256, (60, 40, 50, 3), np.uint8)
+    x = np.stack([np.roll(image, 3 * i, axis=0) // (1 + i % 5) for i, image in enumerate(images)])
+    y = np.arange(60) * 7 % 3
+    monkeypatch.chdir(tmp_path)
+    for i in range(60):
+        place = tmp_path / "files" / str(y[i])
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(x[i]).save(place / f"{i}.png")
+    np.savez("a.npz", x=x, y=y)
+    write_tfds(tmp_path, shape=(-1, -1, 3), pixels={"train": x})
+    data = ["npz:a.npz"] if kind == "npz" else ["tfds:toys", "--data-dir", str(tmp_path)]
+    said = []
+    for source in (["folder:files"], data):
+        argv = ["evaluate", "--weights", str(home / "net"), "--data", *source, "--split", "train", "--json", "--quiet"]
+        assert main(argv) == 0
+        said.append(capsys.readouterr())
+    expected, found = (json.loads(each.out) for each in said)
+    assert list(found["by_class"].values())[:3] == list(expected["by_class"].values())[:3]
+    assert (found["accuracy"], found["n"]) == (expected["accuracy"], 60)
+    assert 0 < found["accuracy"] < 1
+    stored = "40x50x3" if kind == "npz" else "many sizes"
+    assert f"images of {stored}, brought to 8x8x1 as pictures in files are" in said[1].err
+    argv = ["unlearn", "--weights", str(home / "net"), "--data", *data, "--forget", "row:2", "--out", "out", *FAST]
+    assert main(argv) in (0, 3)
+    assert f"images of {stored}, brought to 8x8x1" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_fresh_network_takes_the_size_of_stored_images_or_of_a_flag(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    x = np.random.default_rng(0).integers(0, 256, (20, 10, 12, 1), np.uint8)
+    np.savez("a.npz", x=x, y=np.arange(20) % 2)
+    argv = ["train", "--arch", "digits_cnn", "--data", "npz:a.npz", "--epochs", "1", "--quiet"]
+    assert main([*argv, "--out", "own"]) == 0
+    assert main([*argv, "--input-shape", "8,8,1", "--out", "flag"]) == 0
+    shapes = [
+        dict(checkpoint.describe(f"{name}/checkpoint")["recipe"].kwargs)["input_shape"] for name in ("own", "flag")
+    ]
+    assert shapes == [(10, 12, 1), (8, 8, 1)]
 
 
 # --- real images -------------------------------------------------------------

@@ -111,7 +111,7 @@ LINES = {
     f"{BASE} --forget 2 --data npz:data_nan.npz": "x in data_nan.npz has NaN or infinite values in row 7",
     f"{BASE} --forget 2 --data npz:data_scaled.npz": r"must lie in \[0, 1\]; got values from 0 to 255",
     "unlearn --weights checkpoint --data npz:data_size.npz --forget 2 --out out": (
-        "the images of npz:data_size.npz are 28x28x1, tests.digits_net:Tiny takes 8x8x1"
+        "x in data_size.npz holds floats of 28x28x1, the network takes 8x8x1: save them as uint8"
     ),
     "unlearn --weights checkpoint --data npz:data_labels.npz --forget 2 --out out": (
         "npz:data_labels.npz has labels up to 14, tests.digits_net:Tiny has only 10 classes"

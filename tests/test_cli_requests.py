@@ -14,7 +14,7 @@ import safetensors.numpy
 from jaxunlearn import _tree, loop, proxies
 from jaxunlearn.cli import _cache, _proxies, unlearn
 from jaxunlearn.cli.main import main
-from jaxunlearn.job import work
+from jaxunlearn.job import request, work
 from tests.digits_net import ARCH, network, tensors
 
 EDIT = ["--data", "digits", "--proxies", "64", "--eval-limit", "100", "--quiet"]
@@ -121,7 +121,7 @@ def test_a_method_without_such_constraints_is_said_to_hold_nothing(first, tmp_pa
 
 
 def test_public_images_are_proxies_and_named_so(weights, tmp_path, seen, monkeypatch):
-    monkeypatch.setattr(_proxies, "MOST", 10)
+    monkeypatch.setattr(request, "MOST_PUBLIC", 10)
     images = np.random.RandomState(0).randint(0, 256, (30, 8, 8, 1)).astype(np.uint8)
     np.savez(tmp_path / "mine.npz", x=images)
     argv = [*asked(weights), "--forget", "2,57", "--public", f"npz:{tmp_path / 'mine.npz'}"]
@@ -241,7 +241,7 @@ def test_inversion_is_another_set_of_images_for_another_network(cache):
         (["--public", "mnist"], "unknown data source 'mnist': give digits, folder:DIR, csv:FILE"),
         (["--public", "npz:absent.npz"], "no data file absent.npz"),
         (["--public", "npz:y.npz"], "y.npz has no array 'x', only y"),
-        (["--public", "npz:size.npz"], "the images of --public npz:size.npz are 28x28x1, the network takes 8x8x1"),
+        (["--public", "npz:size.npz"], "the images of --public npz:size.npz are 28x28x4, the network takes 8x8x1"),
         (["--public", "npz:scale.npz"], r"x in scale.npz must lie in \[0, 1\]; got values from 0 to 255"),
         (["--public", "npz:size.npz", "--inversion", "4"], "give --public or --inversion, not both"),
         (["--public", "npz:size.npz", "--method", "neggrad"], "method 'neggrad' has no use for --public; leave it out"),
@@ -252,7 +252,7 @@ def test_inversion_is_another_set_of_images_for_another_network(cache):
 def test_mistakes_about_stand_ins_are_one_line(more, message, weights, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     np.savez("y.npz", y=np.zeros(3, int))
-    np.savez("size.npz", x=np.zeros((3, 28, 28, 1), np.uint8))
+    np.savez("size.npz", x=np.zeros((3, 28, 28, 4), np.uint8))
     np.savez("scale.npz", x=np.full((3, 8, 8, 1), [[[255.0]]]) * np.arange(3)[:, None, None, None] / 2)
     argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--quiet", "--forget", "2"]
     assert main([*argv, "--out", "a", *more]) == 2

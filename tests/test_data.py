@@ -6,19 +6,45 @@ import io
 import json
 import logging
 import re
+from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from jaxunlearn.data import Source, open_source, parse_forget, parse_targets, tfds_source
+from jaxunlearn._types import Preprocess
+from jaxunlearn.data import (
+    Reading,
+    Source,
+    open_source,
+    open_unlabelled,
+    parse_forget,
+    parse_targets,
+    pictures,
+    tfds_source,
+)
 
 RNG = np.random.default_rng(0)
+#: Wider than high, and each a row higher than the one before.
+MANY_SIZES = {
+    split: [RNG.integers(0, 256, (40 + i, 50, 3), np.uint8) for i in range(n)]
+    for split, n in (("train", 3), ("test", 2))
+}
 PIXELS = {"train": RNG.integers(0, 256, (60, 8, 8, 3), np.uint8), "test": RNG.integers(0, 256, (20, 8, 8, 3), np.uint8)}
 
 
-def write_tfds(root, *, file_format="array_record", shape=(8, 8, 3), ids=True, labels=3, label_kind="classLabel"):
+def write_tfds(
+    root,
+    *,
+    file_format="array_record",
+    shape=(8, 8, 3),
+    ids=True,
+    labels=3,
+    label_kind="classLabel",
+    pixels=PIXELS,
+    dtype="uint8",
+):
     """Write what the genuine builder would prepare for a data set named ``toys``; return the labels."""
     from array_record.python.array_record_module import ArrayRecordWriter
     from PIL import Image
@@ -30,7 +56,7 @@ def write_tfds(root, *, file_format="array_record", shape=(8, 8, 3), ids=True, l
     features = {
         "image": {
             "pythonClassName": f"{core}.image_feature.Image",
-            "image": {"dtype": "uint8", "shape": {"dimensions": [str(n) for n in shape]}, "encodingFormat": "png"},
+            "image": {"dtype": dtype, "shape": {"dimensions": [str(n) for n in shape]}, "encodingFormat": "png"},
         },
         "label": {
             "pythonClassName": f"{core}.class_label_feature.ClassLabel",
@@ -46,17 +72,17 @@ def write_tfds(root, *, file_format="array_record", shape=(8, 8, 3), ids=True, l
     if label_kind == "classLabel":
         (folder / "label.labels.txt").write_text("\n".join(["ant", "bee", "cow"][:labels]))
     splits, truth = [], {}
-    for split, pixels in PIXELS.items():
+    for split, images in pixels.items():
         name = f"toys-{split}.{file_format}-00000-of-00001"
         template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
         splits.append(
-            {"name": split, "numBytes": "1", "shardLengths": [str(len(pixels))], "filepathTemplate": template}
+            {"name": split, "numBytes": "1", "shardLengths": [str(len(images))], "filepathTemplate": template}
         )
-        truth[split] = np.arange(len(pixels)) * 7 % 3
+        truth[split] = np.arange(len(images)) * 7 % 3
         writer = ArrayRecordWriter(str(folder / name), "group_size:1")
-        for i in range(len(pixels)):
+        for i in range(len(images)):
             stream = io.BytesIO()
-            Image.fromarray(pixels[i]).save(stream, "PNG")
+            Image.fromarray(images[i]).save(stream, "PNG")
             record = tf_feature_generated_pb2.Features()
             record.feature["image"].bytes_list.value.append(stream.getvalue())
             record.feature["label"].int64_list.value.append(int(truth[split][i]))
@@ -128,7 +154,7 @@ def test_tfds_images_labels_ids_and_splits_are_what_was_written(toys):
 
 @pytest.mark.parametrize("cache_bytes", [0, 1 << 20])
 def test_tfds_rows_of_both_splits_repeated_and_unordered(tmp_path, monkeypatch, cache_bytes):
-    monkeypatch.setattr(tfds_source, "CACHE_BYTES", cache_bytes)
+    monkeypatch.setattr(pictures, "CACHE_BYTES", cache_bytes)
     write_tfds(tmp_path)
     source = open_source("tfds:toys", str(tmp_path))
     both = np.concatenate(list(PIXELS.values()))
@@ -159,7 +185,7 @@ def test_tfds_images_are_decoded_once(tmp_path, monkeypatch):
     write_tfds(tmp_path)
     source = open_source("tfds:toys", str(tmp_path))
     first = source.images([3, 70, 3])
-    monkeypatch.setattr(source.read, "_sources", {})  # nothing is left to decode from
+    monkeypatch.setattr(pictures, "decode", lambda *args: pytest.fail("decoded again"))
     np.testing.assert_array_equal(source.images([70, 3]), first[1:])
 
 
@@ -248,8 +274,12 @@ def test_tfds_errors_say_what_to_prepare(tmp_path, monkeypatch):
 def test_tfds_refuses_other_formats_sizes_and_damage(tmp_path):
     write_tfds(tmp_path / "parquet", file_format="parquet")
     assert "stored as parquet" in message(open_source, "tfds:toys", str(tmp_path / "parquet"))
-    write_tfds(tmp_path / "sizes", shape=(-1, -1, 3))
-    assert "images of one size" in message(open_source, "tfds:toys", str(tmp_path / "sizes"))
+    write_tfds(tmp_path / "sizes", shape=(-1, -1, 3), pixels=MANY_SIZES)
+    sizes = open_source("tfds:toys", str(tmp_path / "sizes"))
+    said = "train_00099 of tfds:toys is 41x50, others are 40x50, and this network of your own says no size"
+    assert said in message(sizes.images, [0, 1])
+    write_tfds(tmp_path / "deep", dtype="uint16")
+    assert "prepare it with 8-bit images" in message(open_source, "tfds:toys", str(tmp_path / "deep"))
     write_tfds(tmp_path / "text", label_kind="text")
     assert "must have one class label feature; it has" in message(open_source, "tfds:toys", str(tmp_path / "text"))
     write_tfds(tmp_path / "labels", labels=2)
@@ -260,7 +290,7 @@ def test_tfds_refuses_other_formats_sizes_and_damage(tmp_path):
     said = message(open_source, "tfds:toys", str(tmp_path / "cut"))
     assert "cannot read toys-train.array_record-00000-of-00001" in said
     (tmp_path / "cut/toys/1.0.0/dataset_info.json").write_text("{")
-    assert "cannot open tfds:toys: " in message(tfds_source._open.__wrapped__, "toys", str(tmp_path / "cut"))
+    assert "cannot open tfds:toys: " in message(tfds_source._prepared.__wrapped__, "toys", str(tmp_path / "cut"))
 
 
 def test_missing_libraries_are_named(monkeypatch):
@@ -275,6 +305,109 @@ def test_open_source_errors():
     for spec in ("mnist", "tfds:", "npz:", ""):
         assert f"unknown data source {spec!r}" in message(open_source, spec)
     assert "--data-dir is for tfds: and csv: sources only" in message(open_source, "digits", "somewhere")
+
+
+# --- the network's size ------------------------------------------------------
+
+#: As a network of CIFAR's size, and one of ImageNet's, say it.
+SMALL, PHOTOGRAPH = Preprocess(resize=32, crop=(32, 32)), Preprocess(resize=36, crop=(32, 32), resample="bicubic")
+
+
+def write_pictures(root, images):
+    """Write images as ``0/NUMBER.png``; return the spec."""
+    from PIL import Image
+
+    (root / "0").mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.squeeze()).save(root / "0" / f"{i:02d}.png")
+    return f"folder:{root}"
+
+
+@pytest.mark.parametrize("preprocess", [SMALL, PHOTOGRAPH, Preprocess(resize=(32, 32), crop=(32, 32))])
+@pytest.mark.parametrize(("stored", "channels"), [(3, 3), (1, 3), (3, 1)])
+def test_npz_of_another_size_is_read_as_the_same_pictures_in_files(tmp_path, preprocess, stored, channels):
+    images = RNG.integers(0, 256, (12, 40, 50, stored), np.uint8)
+    reading = Reading(preprocess=preprocess, channels=channels, num_classes=1)
+    files = open_source(write_pictures(tmp_path / "files", images), reading=reading)
+    np.savez(tmp_path / "a.npz", x=images, y=np.zeros(12, int))
+    arrays = open_source(f"npz:{tmp_path / 'a.npz'}", reading=reading)
+    assert arrays.input_shape == files.input_shape == (32, 32, channels)
+    pixels = arrays.read(np.arange(12))
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, files.read(np.arange(12)))
+    assert dict(arrays.notes)["images"].startswith(f"of 40x50x{stored}, brought to 32x32x{channels}")
+    public = open_unlabelled(f"npz:{tmp_path / 'a.npz'}", reading=reading)
+    np.testing.assert_array_equal(public.read(np.arange(12)), pixels)
+
+
+@pytest.mark.parametrize("preprocess", [SMALL, PHOTOGRAPH])
+def test_tfds_of_many_sizes_is_read_as_the_same_pictures_in_files(tmp_path, preprocess):
+    reading = Reading(preprocess=preprocess, channels=3, num_classes=1)
+    write_tfds(tmp_path, shape=(-1, -1, 3), pixels=MANY_SIZES)
+    stored = open_source("tfds:toys", str(tmp_path), reading=reading)
+    both = [image for images in MANY_SIZES.values() for image in images]
+    files = open_source(write_pictures(tmp_path / "files", both), reading=reading)
+    rows = np.array([4, 0, 3, 0])
+    np.testing.assert_array_equal(stored.read(rows), files.read(rows))
+    assert (stored.input_shape, stored.num_classes) == ((32, 32, 3), 3)
+    assert {name: len(rows) for name, rows in stored.splits.items()} == {"train": 3, "test": 2}
+    assert dict(stored.notes)["images"].startswith("of many sizes, brought to 32x32x3")
+
+
+def test_images_of_the_networks_size_are_taken_as_they_are(tmp_path, toys):
+    # A photograph of that size would be resized to 9x9 before the crop.
+    reading = Reading(preprocess=Preprocess(resize=9, crop=(8, 8)), channels=3)
+    for dtype in (np.uint8, np.float32):
+        x = PIXELS["train"] if dtype is np.uint8 else (PIXELS["train"] / 255).astype(dtype)
+        source = open_source(write_npz(tmp_path / "a.npz", x=x), reading=reading)
+        np.testing.assert_array_equal(source.read(np.arange(60)), x)
+        assert source.notes == ()
+    write_tfds(tmp_path)
+    np.testing.assert_array_equal(
+        open_source("tfds:toys", str(tmp_path), reading=reading).read(np.arange(60)), PIXELS["train"]
+    )
+
+
+def test_a_network_yet_to_be_built_takes_the_size_of_images_that_have_one(tmp_path):
+    reading = Reading(preprocess=SMALL, channels=3, adapts=True)
+    assert open_source(write_npz(tmp_path / "a.npz"), reading=reading).input_shape == (8, 8, 3)
+    write_tfds(tmp_path / "one")
+    assert open_source("tfds:toys", str(tmp_path / "one"), reading=reading).input_shape == (8, 8, 3)
+    write_tfds(tmp_path / "many", shape=(-1, -1, 3), pixels=MANY_SIZES)
+    assert open_source("tfds:toys", str(tmp_path / "many"), reading=reading).input_shape == (32, 32, 3)
+
+
+def test_stored_images_that_cannot_be_made_to_fit(tmp_path):
+    reading = Reading(preprocess=SMALL, channels=3)
+    said = message(open_source, write_npz(tmp_path / "a.npz", x=PIXELS["train"] / 255), reading=reading)
+    assert "holds floats of 8x8x3, the network takes 32x32x3: save them as uint8" in said
+    four = open_source(write_npz(tmp_path / "a.npz", x=PIXELS["train"].repeat(2, 3)[..., :4]), reading=reading)
+    assert four.input_shape == (8, 8, 4)  # no colours: refused by their size, as before
+    assert open_source(write_npz(tmp_path / "a.npz"), reading=Reading(channels=3)).input_shape == (8, 8, 3)
+    thin = np.zeros((2, 1, 4000, 3), np.uint8)
+    spec = write_npz(tmp_path / "a.npz", x=thin, y=np.zeros(2, int), split=None)
+    huge = Preprocess(resize=4000, crop=(32, 32))
+    source = open_source(spec, reading=Reading(preprocess=huge, channels=3))
+    said = message(source.images, [1])
+    assert said.startswith(f"row 1 of {tmp_path / 'a.npz'} is 4000x1 pixels, too narrow to be resized to 4000")
+    skip = Reading(preprocess=huge, channels=3, on_bad_image="skip")
+    assert "none of 2 pictures can be read; row 0 of" in message(open_source, spec, reading=skip)
+
+
+@pytest.mark.parametrize("library", ["none", "grain"])
+def test_the_pages_example_takes_anything_with_length_and_items(library):
+    page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    before, given, after = re.split(r"^(dataset = .*)$", block, flags=re.MULTILINE)
+    space = {"item": lambda i: {"image": np.full((8, 8, 1), i, np.uint8), "label": i % 10}}
+    if library == "grain":
+        space["grain"] = pytest.importorskip("grain")
+        given = "dataset = grain.MapDataset.range(20).map(item)"
+    exec(before + given + after, space)
+    source = space["source"]
+    np.testing.assert_array_equal(source.read(np.array([17, 3]))[:, 0, 0, 0], [17, 3])
+    assert source.labels.tolist() == [i % 10 for i in range(20)]
+    assert source.images([]).shape == (0, 8, 8, 1)
 
 
 # --- forget specs ------------------------------------------------------------

@@ -14,7 +14,7 @@ import jaxunlearn
 from jaxunlearn import _tree, checkpoint, data, loop, methods, models, report
 from jaxunlearn._types import Artefact
 from jaxunlearn.cli.main import main
-from jaxunlearn.job import work
+from jaxunlearn.job import request, work
 from jaxunlearn.testing import tiny_problem
 from tests.digits_net import ARCH, network, tensors
 
@@ -148,6 +148,35 @@ def test_proxies_and_public_images_reach_a_method_that_uses_them(monkeypatch):
     assert record.results["saw"] == {"forget": len(public), "inversion": len(public)}
     with pytest.raises(ValueError, match="another model"):
         jaxunlearn.unlearn(network(), pairs()["forget"], artefacts={"proxies": made})
+
+
+def test_as_many_public_images_are_used_as_on_the_command_line(monkeypatch, tmp_path):
+    seen = []
+    real = loop.run
+    monkeypatch.setattr(loop, "run", lambda problem, **more: seen.append(problem) or real(problem, **more))
+    monkeypatch.setattr(request, "MOST_PUBLIC", 5)
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), np.uint8)
+    x, config = images.astype(np.float32) / 255, dict(proxies=16, steps=2)
+    record = jaxunlearn.unlearn(network(), pairs()["forget"], public=x, config=config, seed=3)
+    assert record.results["saw"] == {"forget": 4, "public": 5}
+    np.savez(tmp_path / "mine.npz", x=images)
+    checkpoint.save(tmp_path / "net", network())
+    argv = [
+        "unlearn",
+        "--weights",
+        str(tmp_path / "net"),
+        "--data",
+        "digits",
+        "--forget",
+        "5",
+        "--seed",
+        "3",
+        "--quiet",
+    ]
+    more = ["--proxies", "16", "--steps", "2", "--public", f"npz:{tmp_path / 'mine.npz'}", "--out", str(tmp_path / "a")]
+    assert main([*argv, *more]) in (0, 3)
+    np.testing.assert_array_equal(seen[0].public, seen[1].public)
+    assert 0 < len(np.unique(np.where((x[:, None] == seen[0].public).all((2, 3, 4)))[0])) == 5
 
 
 def test_only_as_many_are_measured_as_asked():

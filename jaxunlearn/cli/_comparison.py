@@ -270,7 +270,7 @@ def _request(args: argparse.Namespace) -> _run.Request:
         rows=rows,
         target=target,
         goal=args.goal,
-        public=_data.public(args, model, _proxies.MOST, args.forget_seed),
+        public=_data.public(args, model, args.forget_seed),
         limits=limits,
     )
 

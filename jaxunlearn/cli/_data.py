@@ -15,6 +15,7 @@ from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors, _model
 from jaxunlearn.data import PictureError, Reading, Source
 from jaxunlearn.job import opening
+from jaxunlearn.job.request import public_rows
 from jaxunlearn.report.folder import TRAINING
 
 MISSING = f"--data is missing: {data_sources.KINDS}"
@@ -27,14 +28,14 @@ _CHUNK = 256
 def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = False) -> tuple[Source, Model]:
     """Return the data set and the classifier, checked to fit each other.
 
-    Pictures in files are read as the network's recipe says, and class names
+    Pictures are read as the network's recipe says, and class names
     need its number of outputs, so the network comes first; one of the user's
     own that takes its size from the data comes after them.
 
     Args:
       args: flags of `jaxunlearn.cli._flags.add_model_flags` and ``add_data_flags``.
       run: a `jaxunlearn.report.Run` to take the checkpoint, and by default the data, of.
-      tell: whether to tell of skipped pictures on standard error (a plan tells of them, where there is one).
+      tell: whether to tell of skipped and resized images on standard error (a plan tells of them, where there is one).
 
     Raises:
       ValueError, UserError: data or weights that are absent, damaged or do not fit.
@@ -48,11 +49,12 @@ def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = F
     source = _joined(args, spec, _reading(args, recipe, model))
     if model is None:
         model = _model.load(args, source, run)
-        if source.num_classes != model.spec.num_classes and source.notes:  # the order of classes was another's
+        other = source.num_classes != model.spec.num_classes
+        if other and "classes" in dict(source.notes):  # their order was another's
             source = _joined(args, spec, _reading(args, model.spec.recipe, model))
     for name, text in source.notes:
-        if tell and name == "skipped":
-            _errors.say(f"{source.name}: skipped {text}")
+        if tell and name in ("skipped", "images"):
+            _errors.say(f"{source.name}: {name} {text}")
     _model.check_fit(model, source)
     return source, model
 
@@ -60,15 +62,17 @@ def open_with_model(args: argparse.Namespace, run: Any = None, *, tell: bool = F
 def open_source(args: argparse.Namespace, spec: str | None, run: Any = None) -> Source:
     """Return a data set, its pictures read as the network that the flags or the run name takes them.
 
-    The data decide how many classes there are: this is for a network that is yet to be trained.
+    The data decide how many classes there are, and images of one size the network's if no flag does: this is for a
+    network that is yet to be trained.
     """
     if spec is None:
         raise ValueError(MISSING)
-    return _open(args, spec, _reading(args, _model.recipe_of(args, run), None))
+    reading = _reading(args, _model.recipe_of(args, run), None)
+    return _open(args, spec, dataclasses.replace(reading, adapts=args.input_shape is None))
 
 
-def public(args: argparse.Namespace, model: Model, most: int, seed: int) -> np.ndarray | None:
-    """Return the user's images of ``--public``, at most so many, drawn by the seed; None where none are given.
+def public(args: argparse.Namespace, model: Model, seed: int) -> np.ndarray | None:
+    """Return the user's images of ``--public``, as `public_rows` draws them; None where none are given.
 
     Raises:
       ValueError: no such data, images of another size or scale, a picture that cannot be read.
@@ -81,9 +85,7 @@ def public(args: argparse.Namespace, model: Model, most: int, seed: int) -> np.n
         have, need = ("x".join(map(str, shape)) for shape in (source.input_shape, model.spec.input_shape))
         raise ValueError(f"the images of --public {args.public} are {have}, the network takes {need}")
     rows = source.splits["train"]
-    if len(rows) > most:
-        rows = rows[np.sort(np.random.default_rng(seed).permutation(len(rows))[:most])]
-    return source.images(rows)
+    return source.images(rows[public_rows(len(rows), seed)])
 
 
 def look(source: Source, sets: Mapping[str, np.ndarray]) -> None:

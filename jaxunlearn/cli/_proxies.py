@@ -11,8 +11,6 @@ from jaxunlearn import _tree, artefacts, proxies
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.cli import _cache, _errors
 
-#: The user's images that are used, at most.
-MOST = 4000
 SETTINGS = proxies.InversionConfig()
 
 

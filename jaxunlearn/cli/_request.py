@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxunlearn import artefacts, convert, curvature, data as data_sources, report
 from jaxunlearn._types import Artefact, MethodSpec, Model
-from jaxunlearn.cli import _data, _model, _proxies, _run
+from jaxunlearn.cli import _data, _model, _run
 from jaxunlearn.job.previous import earlier_of, first_network, left_behind, original
 
 
@@ -34,7 +34,7 @@ def read(args: argparse.Namespace, spec: MethodSpec) -> tuple[_run.Request, str 
         earlier=[] if previous is None else earlier_of(previous, source, rows),
         original=None if previous is None else original(origin, model),
         origin=origin,
-        public=_data.public(args, model, _proxies.MOST, args.seed),
+        public=_data.public(args, model, args.seed),
         artefacts=_artefacts(args.artefact, spec, model, previous) | _anchors(args.anchors, model),
         limits={} if args.eval_limit is None else dict.fromkeys(("retain", "test"), args.eval_limit),
     )

@@ -28,6 +28,7 @@ from jaxunlearn.cli import (
 )
 from jaxunlearn.job import resume
 from jaxunlearn.job.previous import first_network
+from jaxunlearn.job.request import MOST_PUBLIC
 from jaxunlearn.report.tables import REASONS
 
 #: Points of accuracy whose loss is worth a line of its own.
@@ -147,7 +148,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
     group.add_argument(
         "--public",
         metavar="SOURCE",
-        help=f"unlabelled images of yours, as for --data; at most {_proxies.MOST:,} of them are used",
+        help=f"unlabelled images of yours, as for --data; at most {MOST_PUBLIC:,} of them are used, drawn by --seed",
     )
     group.add_argument(
         "--inversion",

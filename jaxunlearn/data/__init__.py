@@ -10,7 +10,6 @@ from jaxunlearn.data._source import Reading, Source, View
 from jaxunlearn.data.forget import parse_forget, parse_targets
 from jaxunlearn.data.joined import join
 from jaxunlearn.data.labels import read_classes
-from jaxunlearn.data.npz import open_images
 from jaxunlearn.data.pictures import PictureError
 from jaxunlearn.data.sources import KINDS, WITH_DIR, open_source, open_unlabelled
 
@@ -22,7 +21,6 @@ __all__ = [
     "View",
     "WITH_DIR",
     "join",
-    "open_images",
     "open_source",
     "open_unlabelled",
     "parse_forget",

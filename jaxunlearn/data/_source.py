@@ -17,10 +17,11 @@ from jaxunlearn._types import Preprocess
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How pictures in files become a data set of one size, and what is known of the network's classes.
+    """How pictures become a data set of the network's size, and what is known of its classes.
 
     Attributes:
       preprocess: how a picture of any size is made to fit, or None: all must have one size.
+      adapts: whether images of ``npz:`` and ``tfds:`` that all have one size keep it, for a network yet to be built.
       channels: 1 or 3, or None: as the first picture has them.
       num_classes: C of the network, or None: the data decide.
       classes: the name of each output, in their order, or None.
@@ -31,6 +32,7 @@ class Reading:
     """
 
     preprocess: Preprocess | None = None
+    adapts: bool = False
     channels: int | None = None
     num_classes: int | None = None
     classes: tuple[str, ...] | None = None
@@ -52,7 +54,7 @@ class Source:
       ids: (n,) str, unique; what a forget set is named by.
       labels: (n,) int32.
       splits: rows of each split, ascending; always "train", "test" where there is one.
-      read: ``read(rows) -> (len(rows), *input_shape)``, uint8 or floats in [0, 1].
+      read: ``read(rows) -> (len(rows), *input_shape)``, uint8 or floats in [0, 1]; never asked for none.
       columns: further facts of every row, (n,) str each, for queries.
       files: where each picture lies, or None where they have no files of their own.
       skipped: why a row is in no split, by row.
@@ -85,9 +87,14 @@ class Source:
 
     def images(self, rows: Any) -> np.ndarray:
         """Return the images of some rows, (len(rows), H, W, C) float32 in [0, 1]."""
-        pixels = self.read(np.asarray(rows, dtype=np.intp))
+        rows = np.asarray(rows, dtype=np.intp)
+        if not len(rows):
+            return np.zeros((0, *self.input_shape), np.float32)
+        pixels = self.read(rows)
         if pixels.dtype == np.uint8:
-            return pixels.astype(np.float32) / np.float32(255)
+            images = pixels.astype(np.float32)
+            images /= np.float32(255)  # in place: a split that a method needs whole is there once
+            return images
         return pixels.astype(np.float32, copy=False)
 
     def view(self, rows: Any) -> View:

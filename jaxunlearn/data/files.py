@@ -1,7 +1,8 @@
-"""From pictures in files and what is said of them to a `Source`."""
+"""From pictures, in files or stored otherwise, and what is said of them to a `Source`."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
@@ -49,18 +50,9 @@ def source_of(
     bad = dict(faults or {})
     if bad and reading.on_bad_image == "fail":
         raise pictures.error(bad)
-    if reading.on_bad_image == "skip":
-        rest = np.setdiff1d(np.arange(len(ids)), list(bad))
-        bad |= pictures.faults(rest)
-        if len(bad) == len(ids):
-            raise ValueError(f"{name}: none of {len(ids)} pictures can be read; {pictures.error(bad)}")
-    notes: list[tuple[str, str]] = []
+    bad, notes = _left_out(name, pictures, name_of_row, len(ids), bad, reading)
     if order is not None:
-        notes.append(("classes", order.how))
-    if bad:
-        first = "; ".join(f"{name_of_row(row)} {bad[row]}" for row in sorted(bad)[:5])
-        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
-        notes.append(("skipped", f"{len(bad):,} of {len(ids):,} pictures: {first}{more}"))
+        notes.insert(0, ("classes", order.how))
     return Source(
         name=name,
         num_classes=1 if order is None else order.num_classes,
@@ -76,6 +68,76 @@ def source_of(
         kept=pictures.keeps,
         notes=tuple(notes),
     )
+
+
+def to_fit(shape: Sequence[int | None], reading: Reading) -> Reading | None:
+    """Return how stored images are brought to the network's size, or None where they are taken as they are.
+
+    They are where they have its size already: a recipe's larger resize before the crop is for photographs. Neither
+    are they changed where their channels are no colours; whether they fit is then for others to say.
+
+    Args:
+      shape: (height, width, channels) of all; None for what differs among them.
+      reading: what is known of the network.
+    """
+    if reading.preprocess is None or (reading.adapts and None not in shape):
+        return None
+    need = (*reading.preprocess.crop, reading.channels or shape[2] or 3)
+    if tuple(shape) == need or shape[2] not in (None, 1, 3) or need[2] not in (1, 3):
+        return None
+    return dataclasses.replace(reading, channels=need[2])
+
+
+def fitted(
+    source: Source,
+    contents: Callable[[np.ndarray], Sequence[Content]],
+    name_of_row: Callable[[int], str],
+    reading: Reading,
+) -> Source:
+    """Return a source with its images read as pictures in files are.
+
+    Args:
+      source: all but the images; its ``input_shape`` is theirs as they are stored.
+      contents, name_of_row, reading: as of `source_of`.
+
+    Raises:
+      PictureError, ValueError: as `source_of`.
+    """
+    pictures = Pictures(contents, name_of_row, len(source.ids), reading)
+    bad, notes = _left_out(source.name, pictures, name_of_row, len(source.ids), {}, reading)
+    if reading.preprocess is not None:
+        have, need = ("x".join(map(str, shape)) for shape in (source.input_shape, pictures.shape))
+        have = "many sizes" if None in source.input_shape else have
+        notes.insert(0, ("images", f"of {have}, brought to {need} as pictures in files are"))
+    return dataclasses.replace(
+        source,
+        input_shape=pictures.shape,
+        splits={name: np.setdiff1d(rows, list(bad)) for name, rows in source.splits.items()} if bad else source.splits,
+        read=pictures,
+        skipped=bad,
+        kept=pictures.keeps,
+        notes=tuple(notes),
+    )
+
+
+def _left_out(
+    name: str,
+    pictures: Pictures,
+    name_of_row: Callable[[int], str],
+    total: int,
+    bad: dict[int, str],
+    reading: Reading,
+) -> tuple[dict[int, str], list[tuple[str, str]]]:
+    """Return what is wrong with the pictures to leave out, by row, beside what is known, and a note of them."""
+    if reading.on_bad_image == "skip":
+        bad = bad | pictures.faults(np.setdiff1d(np.arange(total), list(bad)))
+        if len(bad) == total:
+            raise ValueError(f"{name}: none of {total} pictures can be read; {pictures.error(bad)}")
+    if not bad:
+        return bad, []
+    first = "; ".join(f"{name_of_row(row)} {bad[row]}" for row in sorted(bad)[:5])
+    more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+    return bad, [("skipped", f"{len(bad):,} of {total:,} pictures: {first}{more}")]
 
 
 def splits_of(split: Sequence[str], left_out: np.ndarray) -> dict[str, np.ndarray]:

@@ -46,7 +46,7 @@ def join(data: Source, *, retain: Source | None = None, test: Source | None = No
         for column, values in columns.items():
             values.append(other.columns.get(column, np.full(len(other.ids), "")))
         skipped |= {first + row: reason for row, reason in other.skipped.items()}
-        notes += [(note, f"{other.name}: {text}") for note, text in other.notes if note == "skipped"]
+        notes += [(note, f"{other.name}: {text}") for note, text in other.notes if note in ("skipped", "images")]
         found[name] = rows + first
     if "retain" in found:
         same = _same(files, len(data.ids), found["retain"])

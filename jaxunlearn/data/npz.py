@@ -8,29 +8,37 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn.data._source import Source
+from jaxunlearn.data._source import Reading, Source
+from jaxunlearn.data.files import fitted, to_fit
 
 
-def open_npz(path: str) -> Source:
-    """Open an archive as `numpy.savez` writes it.
+def open_npz(path: str, reading: Reading | None = None) -> Source:
+    """Open an archive as `numpy.savez` writes it; all of it is in memory then.
 
     ``x`` is (n, H, W, C) or (n, H, W), uint8 or floats in [0, 1]; ``y`` is
     (n,) integers from 0; ``id`` (n,) distinct integers or strings, default the
     row number; ``split`` (n,) strings, default all "train". The number of
-    classes is the largest label plus one. Nothing is unpickled.
+    classes is the largest label plus one. Nothing is unpickled. Images of
+    another size than the network's are brought to it, if they are uint8.
+    Without labels only ``x`` is looked at.
 
     Raises:
       ValueError: no such file, not an archive or cut short, a missing array,
         an array of Python objects, wrong shapes or types, NaN, floats outside
-        [0, 1], a negative label, repeated ids, no training rows.
+        [0, 1] or of another size than the network's, a negative label,
+        repeated ids, no training rows.
+      ModuleNotFoundError: images are to be resized and Pillow is not installed.
     """
+    reading = reading or Reading()
     arrays = _load(path)
-    for name in ("x", "y"):
+    needed = ("x", "y") if reading.labelled else ("x",)
+    for name in needed:
         if name not in arrays:
-            raise ValueError(
-                f"{path} has no array {name!r}, only {', '.join(sorted(arrays)) or 'none'}: it needs x and y"
-            )
+            have = f"{path} has no array {name!r}, only {', '.join(sorted(arrays)) or 'none'}"
+            raise ValueError(have + ": it needs x and y" * reading.labelled)
     x, n = _pixels(path, arrays["x"])
+    if not reading.labelled:
+        arrays = {"y": np.zeros(n, np.int32)}
     y = arrays["y"]
     if y.shape != (n,) or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"y in {path} must be {n} integers, one an image; got {y.dtype} of shape {y.shape}")
@@ -43,7 +51,7 @@ def open_npz(path: str) -> Source:
     )
     if "train" not in split:
         raise ValueError(f"split in {path} must name 'train' for some rows; got {', '.join(np.unique(split)[:5])}")
-    return Source(
+    source = Source(
         name=f"npz:{path}",
         num_classes=int(y.max()) + 1,
         input_shape=x.shape[1:],
@@ -53,22 +61,16 @@ def open_npz(path: str) -> Source:
         splits={str(name): np.flatnonzero(split == name) for name in np.unique(split)},
         read=x.__getitem__,
     )
-
-
-def open_images(spec: str) -> np.ndarray:
-    """Return unlabelled images, the array ``x`` of ``npz:FILE``, (n, H, W, C) float32 in [0, 1].
-
-    Raises:
-      ValueError: another spec, or a file or images that `open_npz` would not take.
-    """
-    kind, _, path = spec.partition(":")
-    if kind != "npz" or not path:
-        raise ValueError(f"unlabelled images are given as npz:FILE, with an array x; got {spec!r}")
-    arrays = _load(path)
-    if "x" not in arrays:
-        raise ValueError(f"{path} has no array 'x', only {', '.join(sorted(arrays)) or 'none'}")
-    x, _ = _pixels(path, arrays["x"])
-    return x.astype(np.float32) / np.float32(255) if x.dtype == np.uint8 else x
+    fit = to_fit(x.shape[1:], reading)
+    if fit is None:
+        return source
+    if x.dtype != np.uint8:
+        size = "x".join(map(str, (*fit.preprocess.crop, fit.channels)))  # type: ignore[union-attr]
+        raise ValueError(
+            f"x in {path} holds floats of {'x'.join(map(str, x.shape[1:]))}, the network takes {size}: "
+            "save them as uint8, which are resized, or in that size"
+        )
+    return fitted(source, lambda rows: [x[row] for row in rows], lambda row: f"row {row} of {path}", fit)
 
 
 def _load(path: str) -> dict[str, np.ndarray]:

@@ -28,8 +28,8 @@ CACHE_BYTES = 512 << 20
 #: Pictures that are decoded between two reports of progress.
 _CHUNK = 256
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
-#: What a picture is read from: its bytes, its file, or the reason why there is neither.
-Content = bytes | Path | str
+#: What a picture is read from: its bytes, its file, its pixels, or the reason why there is none of them.
+Content = bytes | Path | np.ndarray | str
 
 
 class PictureError(ValueError):
@@ -54,7 +54,7 @@ def decode(content: Content, preprocess: Preprocess | None, channels: int | None
     it is resized and cropped.
 
     Args:
-      content: the bytes of the file, or its path; a reason is raised as it is.
+      content: the bytes of the file, its path, or pixels, (height, width, 1 or 3) uint8; a reason is raised as it is.
       preprocess: resize and crop, or None: as large as it is.
       channels: 1, 3, or None: 1 where the picture is grey, else 3.
 
@@ -65,8 +65,7 @@ def decode(content: Content, preprocess: Preprocess | None, channels: int | None
         raise PictureError(content)
     image_module = pillow()
     try:
-        source = content if isinstance(content, Path) else io.BytesIO(content)
-        with image_module.open(source, formats=FORMATS) as image:
+        with _opened(content) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise image_module.DecompressionBombError
             upright = _upright(image)
@@ -75,7 +74,7 @@ def decode(content: Content, preprocess: Preprocess | None, channels: int | None
     except PictureError:
         raise
     except image_module.UnidentifiedImageError as error:
-        raise PictureError(_unidentified(content)) from error
+        raise PictureError(_unidentified(content)) from error  # type: ignore[arg-type]  # pixels are never that
     except image_module.DecompressionBombError as error:
         raise PictureError(f"has more than {MAX_PIXELS / 1e6:.0f} million pixels") from error
     except MemoryError as error:
@@ -236,6 +235,12 @@ def _cores() -> int:
 
 def _size(preprocess: Preprocess | None, image: Any) -> tuple[int, int]:
     return (image.height, image.width) if preprocess is None else preprocess.crop
+
+
+def _opened(content: bytes | Path | np.ndarray) -> Any:
+    if isinstance(content, np.ndarray):
+        return pillow().fromarray(content[..., 0] if content.shape[2] == 1 else content)
+    return pillow().open(io.BytesIO(content) if isinstance(content, bytes) else content, formats=FORMATS)
 
 
 def _upright(image: Any) -> Any:

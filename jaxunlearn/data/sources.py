@@ -9,7 +9,7 @@ import numpy as np
 from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.digits import open_digits
 from jaxunlearn.data.folder import open_folder
-from jaxunlearn.data.npz import open_images, open_npz
+from jaxunlearn.data.npz import open_npz
 from jaxunlearn.data.parquet import open_parquet
 from jaxunlearn.data.table import open_csv
 from jaxunlearn.data.tfds_source import open_tfds
@@ -27,7 +27,7 @@ def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | No
       spec: ``digits``, ``tfds:NAME``, ``tfds:NAME:CONFIG``, ``npz:FILE``,
         ``folder:DIR``, ``csv:FILE`` or ``parquet:FILE_OR_DIR``.
       data_dir: where TFDS data lie; for ``csv:`` the folder that files are relative to.
-      reading: how pictures in files become arrays; sources of one size have no use for it.
+      reading: how pictures are brought to the network's size; ``digits`` have no use for it.
 
     Raises:
       ValueError: an unknown spec, or data that are absent, damaged or of the wrong form.
@@ -41,7 +41,7 @@ def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | No
     if "\0" in spec:
         raise ValueError(f"unknown data source {spec!r}: give {KINDS}")
     if kind == "tfds" and rest:
-        return open_tfds(rest, data_dir)
+        return open_tfds(rest, data_dir, reading)
     if kind == "csv" and rest:
         return open_csv(rest, data_dir, reading)
     if data_dir is not None:
@@ -49,7 +49,7 @@ def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | No
     if spec == "digits":
         return open_digits()
     if kind == "npz" and rest:
-        return open_npz(rest)
+        return open_npz(rest, reading)
     if kind == "folder" and rest:
         return open_folder(rest, reading)
     if kind == "parquet" and rest:
@@ -67,20 +67,6 @@ def open_unlabelled(spec: str, data_dir: str | None = None, *, reading: Reading 
       ValueError, ModuleNotFoundError: as `open_source`.
     """
     reading = dataclasses.replace(reading or Reading(), labelled=False)
-    kind, _, rest = spec.partition(":")
-    if kind == "npz" and rest:
-        x = open_images(spec)
-        rows = np.arange(len(x))
-        return Source(
-            name=spec,
-            num_classes=1,
-            input_shape=x.shape[1:],
-            class_names=None,
-            ids=rows.astype(str),
-            labels=np.zeros(len(x), np.int32),
-            splits={"train": rows},
-            read=x.__getitem__,
-        )
     source = open_source(spec, data_dir, reading=reading)
     rows = np.setdiff1d(np.arange(len(source.ids)), list(source.skipped))
     return dataclasses.replace(source, labels=np.zeros(len(source.ids), np.int32), splits={"train": rows})

@@ -11,48 +11,63 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.data._kept import Kept
-from jaxunlearn.data._source import Source
+from jaxunlearn.data._source import Reading, Source
+from jaxunlearn.data.files import fitted, to_fit
+from jaxunlearn.data.pictures import name_of
 
 _CHUNK = 1000
-#: Decoded images are kept up to this size; larger data sets are decoded each time they are read.
-CACHE_BYTES = 512 << 20
 
 
-def open_tfds(name: str, data_dir: str | None = None) -> Source:
+def open_tfds(name: str, data_dir: str | None = None, reading: Reading | None = None) -> Source:
     """Open a prepared classification data set.
 
-    Labels and ids are read once a process, without decoding an image.
-    Images are decoded when first asked for and kept as uint8. Ids are the
-    feature ``id`` where there is one (CIFAR: ``train_36044``, the number being
-    the original index), else the split and the stored position, ``train_0``.
+    Labels and ids are read once a process, without decoding an image. Images
+    are read as pictures in files are; those that have the network's size are
+    taken as they are. Ids are the feature ``id`` where there is one (CIFAR:
+    ``train_36044``, the number being the original index), else the split and
+    the stored position, ``train_0``.
 
     Args:
       name: ``NAME`` or ``NAME:CONFIG``, as TFDS names them.
       data_dir: the folder that holds ``NAME/VERSION``; default: TFDS's own.
+      reading: how images of other sizes than the network's are brought to it.
 
     Raises:
       ValueError: no such data set, not prepared, not stored as ArrayRecord, no
-        image or label feature, images of several sizes, damaged files.
+        image or label feature, images that are not of 8 bits, damaged files.
+      PictureError: an image that cannot be read.
       ModuleNotFoundError: TFDS is not installed.
     """
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise ValueError(
             f"no data directory {data_dir}: --data-dir is the folder that holds {name.split(':')[0]}/VERSION"
         )
-    return _open(name.strip(), None if data_dir is None else str(Path(data_dir).expanduser().resolve()))
+    name, where = name.strip(), None if data_dir is None else str(Path(data_dir).expanduser().resolve())
+    shape, given = _prepared(name, where).input_shape, reading or Reading()
+    fit = to_fit(shape, given) or Reading(channels=shape[2] if shape[2] in (1, 3) else None)
+    # Only what changes the images, so that they are kept once.
+    how = Reading(preprocess=fit.preprocess, channels=fit.channels, flags=given.flags, on_bad_image=given.on_bad_image)
+    return _open(name, where, how)
 
 
 @functools.lru_cache(maxsize=4)
-def _open(name: str, data_dir: str | None) -> Source:
+def _open(name: str, data_dir: str | None, reading: Reading) -> Source:
+    source = _prepared(name, data_dir)
+    records: Any = source.read
+    return fitted(source, records, lambda row: f"{name_of(str(source.ids[row]))} of {source.name}", reading)
+
+
+@functools.lru_cache(maxsize=4)
+def _prepared(name: str, data_dir: str | None) -> Source:
+    """Return a source that reads the bytes of images, not their pixels; a side that differs among them is None."""
     builder = _builder(name, data_dir)
     features = builder.info.features
     image, label = _image_and_label(name, features, builder.info.supervised_keys)
     shape = features[image].shape
-    if len(shape) != 3 or None in shape or features[image].np_dtype != np.uint8:
+    if len(shape) != 3 or features[image].np_dtype != np.uint8:
         raise ValueError(
             f"tfds:{name} holds images of shape {shape} and type {np.dtype(features[image].np_dtype)}: "
-            "prepare it with 8-bit images of one size"
+            "prepare it with 8-bit images"
         )
 
     order = [s for s in ("train", "test") if s in builder.info.splits]
@@ -78,7 +93,7 @@ def _open(name: str, data_dir: str | None) -> Source:
         ids=np.array(ids),
         labels=np.concatenate(labels).astype(np.int32),
         splits=splits,
-        read=_Images(builder, image, shape, splits),
+        read=_Records(builder, image, splits),  # type: ignore[arg-type]
     )
 
 
@@ -132,12 +147,17 @@ def _image_and_label(name: str, features: Any, supervised: Any) -> tuple[str, st
     return only(tfds.features.Image), only(tfds.features.ClassLabel)
 
 
-def _ids_and_labels(builder: Any, split: str, image: str, label: str) -> tuple[list[str], np.ndarray]:
+def _source(builder: Any, split: str, image: str) -> Any:
+    """Return the records of a split, their images not decoded."""
     import tensorflow_datasets as tfds
 
+    return builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+
+
+def _ids_and_labels(builder: Any, split: str, image: str, label: str) -> tuple[list[str], np.ndarray]:
     ids: list[str] = []
     labels: list[int] = []
-    source = builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+    source = _source(builder, split, image)
     for records in _chunks(source, range(len(source)), builder, split):
         for record in records:
             key = record.get("id", f"{split}_{len(ids)}")
@@ -174,21 +194,19 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class _Images(Kept):
-    """Read rows of all splits, keeping decoded pixels while they fit."""
+class _Records:
+    """The bytes of images by row, over all splits."""
 
-    def __init__(self, builder: Any, image: str, shape: tuple[int, ...], splits: dict[str, np.ndarray]):
-        super().__init__(sum(len(rows) for rows in splits.values()), shape, CACHE_BYTES)
+    def __init__(self, builder: Any, image: str, splits: dict[str, np.ndarray]) -> None:
         self._builder, self._image, self._splits = builder, image, splits
-        self._sources = {split: builder.as_data_source(split) for split in splits}
+        self._sources = {split: _source(builder, split, image) for split in splits}
 
-    def _decode(self, rows: np.ndarray) -> np.ndarray:
-        out = np.empty((len(rows), *self._shape), np.uint8)
+    def __call__(self, rows: np.ndarray) -> list[bytes]:
+        found = [b""] * len(rows)
         for split, all_rows in self._splits.items():
             places = np.flatnonzero(np.isin(rows, all_rows))
-            positions = (rows[places] - all_rows[0]).tolist()
+            positions = (rows[places] - all_rows[0]).tolist() if len(places) else []
             records = _chunks(self._sources[split], positions, self._builder, split)
-            pixels = [record[self._image] for chunk in records for record in chunk]
-            if pixels:
-                out[places] = np.stack(pixels)
-        return out
+            for place, record in zip(places, (record for chunk in records for record in chunk), strict=True):
+                found[place] = record[self._image]
+        return found

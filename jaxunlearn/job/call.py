@@ -26,7 +26,7 @@ from jaxunlearn._types import GOALS, Artefact, Goal, MethodSpec, Model
 from jaxunlearn.data import Source
 from jaxunlearn.job import opening, previous as chain, resume
 from jaxunlearn.job.arrays import source_of
-from jaxunlearn.job.request import Request
+from jaxunlearn.job.request import Request, public_rows
 from jaxunlearn.job.work import Measured, perform
 from jaxunlearn.report import RunRecord
 
@@ -74,7 +74,8 @@ def unlearn(
       ids: (k,) names of the instances for reports; default their numbers.
       retain: pair ``(x, y)``, other training data, to be measured (and seen by methods that need it), or None.
       test: pair ``(x, y)``, to be measured, or None.
-      public: (n, *input_shape) unlabelled images for a method that uses them, or None.
+      public: (n, *input_shape) unlabelled images for a method that uses them, or None; at most 4,000 of them are used,
+        drawn by the seed.
       artefacts: by kind, for a method that needs or uses them (`jaxunlearn.artefacts`); "anchors" is an array, and
         "original" the model before the first of several requests.
       goal: "misclassify" or "relabel".
@@ -113,7 +114,7 @@ def unlearn(
         raise ValueError(f"seed must be a whole number from 0 to {2**32 - 1}; got {seed!r}")
     if depth and len(model.spec.input_shape) != 3:
         raise ValueError(f"depth is measured on images; the network takes inputs of shape {model.spec.input_shape}")
-    offered = _offered(public, artefacts or {}, spec, model)
+    offered = _offered(public, artefacts or {}, spec, model, int(seed))
     own = {"ids": ids, "retain": retain, "test": test}
     if data is None:
         source, rows = _of_arrays(model, forget, class_names=class_names, **own)
@@ -131,7 +132,10 @@ def unlearn(
     )
     if previous is not None:
         if data is None:
-            raise ValueError("previous goes with data: arrays have no names by which what was forgotten is found again")
+            raise ValueError(
+                "previous goes with data: arrays have no names by which what was forgotten is found again "
+                "(a jaxunlearn.data.Source of them has)"
+            )
         request = _after(report.read_run(previous), request)
     if request.inversion is not None:
         artefact_files.check_model(request.inversion, request.first)
@@ -157,7 +161,7 @@ def unlearn(
     return record
 
 
-def _offered(public: Any, artefacts: Mapping[str, Any], spec: MethodSpec, model: Model) -> dict[str, Any]:
+def _offered(public: Any, artefacts: Mapping[str, Any], spec: MethodSpec, model: Model, seed: int) -> dict[str, Any]:
     """Return what a method is offered beside network and forget set, as fields of a request."""
     for kind in artefacts:
         if kind in _APART:
@@ -174,7 +178,7 @@ def _offered(public: Any, artefacts: Mapping[str, Any], spec: MethodSpec, model:
     if public is not None:
         _validate.inputs("public", public, model.spec)
     return {
-        "public": None if public is None else np.asarray(public),
+        "public": None if public is None else np.asarray(public)[public_rows(len(public), seed)],
         "inversion": artefacts.get("proxies"),
         "original": artefacts.get("original"),
         "artefacts": {kind: value for kind, value in artefacts.items() if kind not in ("proxies", "original")},
@@ -196,7 +200,9 @@ def _of_data(
     elif isinstance(data, Source):
         source, own = data, {**own, "class_names": class_names or None}
         names = source.class_names or ()
-        if source.notes and names and len(names) != model.spec.num_classes:  # sorted, as labels 0, 1, ...
+        if (
+            "classes" in dict(source.notes) and names and len(names) != model.spec.num_classes
+        ):  # sorted, as labels 0, 1, ...
             need = f"data.Reading(num_classes={model.spec.num_classes}, classes=...)"
             raise ValueError(f"{source.name} has {len(names)} classes, the network another number: open it with {need}")
     else:

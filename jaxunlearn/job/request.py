@@ -12,6 +12,9 @@ from jaxunlearn._types import Artefact, Batch, Goal, MethodSpec, Model, Problem
 from jaxunlearn.data import Source
 from jaxunlearn.data.forget import ranked
 
+#: The user's unlabelled images that are used, at most.
+MOST_PUBLIC = 4000
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Earlier:
@@ -94,6 +97,13 @@ class Request:
             artefacts={name: value for name, value in offered.items() if value is not None and name in wanted},
             goal=self.goal,
         )
+
+
+def public_rows(count: int, seed: int) -> np.ndarray:
+    """Return which of so many unlabelled images are used: all, or `MOST_PUBLIC` drawn by the seed; ascending."""
+    if count <= MOST_PUBLIC:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(seed).permutation(count)[:MOST_PUBLIC])
 
 
 def batch_of(items: Sequence[Earlier], source: Source) -> Batch:
