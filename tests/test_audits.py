@@ -48,6 +48,8 @@ def test_accuracy_is_the_mean_of_the_classes_weighted_by_their_size(pairs):
     total = sum(value * n for value, n in zip(by_class, counts, strict=True) if n)
     assert total / len(y) == pytest.approx(audits.accuracy(logits, y))
     json.dumps(by_class, allow_nan=False)
+    assert audits.accuracy_by_class(predicted, y, 4) == by_class
+    assert audits.accuracy(predicted, y) == audits.accuracy(logits, y)
 
 
 def test_logits_that_are_not_finite_are_wrong():

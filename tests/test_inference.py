@@ -48,6 +48,20 @@ def test_logits_of_a_lazy_source(n, batch_size):
     assert source.reads == [(start, min(start + size, n)) for start in range(0, n, size)]  # each row once, in order
 
 
+@pytest.mark.parametrize("n", [0, 1, 30])
+def test_predictions_are_the_largest_logits_and_hold_no_logits(n, monkeypatch):
+    model, source = model_of(), Lazy(images(n))
+    if n:
+        source.x[0] = np.nan
+    given = inference.predictions(model, source, batch_size=4)
+    logits, joined = inference.logits(model, source.x, batch_size=4), []
+    np.testing.assert_array_equal(given, np.where(np.arange(n) > 0, logits.argmax(axis=1), -1))
+    assert given.dtype == np.int32
+    monkeypatch.setattr(np, "concatenate", lambda parts: joined.extend(parts) or np.empty(0))
+    inference.predictions(model, source, batch_size=4)
+    assert {part.ndim for part in joined} == {1}
+
+
 def test_logits_of_nothing():
     seen = []
     with _progress.listening(lambda *told: seen.append(told)):

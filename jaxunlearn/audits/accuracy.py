@@ -7,32 +7,37 @@ from typing import Any
 import numpy as np
 
 
-def accuracy(logits: Any, y: Any) -> float:
-    """Return the share of instances whose label is the argmax, in [0, 1].
+def accuracy(answers: Any, y: Any) -> float:
+    """Return the share of instances that are given their label, in [0, 1].
 
     An instance whose logits hold a NaN or infinity counts as wrong.
 
     Args:
-      logits: (n, C).
+      answers: (n, C) logits, or (n,) labels given as `jaxunlearn.inference.predictions` has them.
       y: (n,) int labels.
 
     Raises:
       ValueError: for no instances, or lengths that differ.
 
-    >>> accuracy([[2.0, 1.0], [2.0, 1.0]], [0, 1])
-    0.5
+    >>> accuracy([[2.0, 1.0], [2.0, 1.0]], [0, 1]), accuracy([0, 0], [0, 1])
+    (0.5, 0.5)
     """
-    return float(np.mean(_right(logits, y)))
+    return float(np.mean(_right(answers, y)))
 
 
-def accuracy_by_class(logits: Any, y: Any) -> list[float | None]:
+def accuracy_by_class(answers: Any, y: Any, num_classes: int | None = None) -> list[float | None]:
     """Return the accuracy among instances of each label 0..C-1; None for a label without any.
+
+    Args:
+      answers, y: as of `accuracy`.
+      num_classes: C, where it is no logits that are given.
 
     >>> accuracy_by_class([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], [0, 1, 1])
     [1.0, 0.5, None]
     """
-    right, y = _right(logits, y), np.asarray(y)
-    return [float(np.mean(right[y == c])) if np.any(y == c) else None for c in range(np.shape(logits)[1])]
+    right, y = _right(answers, y), np.asarray(y)
+    count = np.shape(answers)[1] if num_classes is None else num_classes
+    return [float(np.mean(right[y == c])) if np.any(y == c) else None for c in range(count)]
 
 
 def behaviour(before: Any, after: Any, y: Any) -> list[dict[str, Any]]:
@@ -70,12 +75,14 @@ def _verdict(logits: np.ndarray, label: int) -> tuple[int | None, float | None, 
     return int(p.argmax()), float(p.max()), float(p[label])
 
 
-def _right(logits: Any, y: Any) -> np.ndarray:
-    logits, y = np.asarray(logits), np.asarray(y)
-    if logits.ndim != 2 or y.shape != logits.shape[:1]:
+def _right(answers: Any, y: Any) -> np.ndarray:
+    logits, y = np.asarray(answers), np.asarray(y)
+    if logits.ndim not in (1, 2) or y.shape != logits.shape[:1]:
         raise ValueError(f"logits must have shape (n, C) and y (n,); got {logits.shape} and {y.shape}")
     if len(y) == 0:
         raise ValueError("y is empty: there is nothing to measure")
+    if logits.ndim == 1:
+        return np.asarray(logits == y)
     if y.min() < 0 or y.max() >= logits.shape[1]:
         raise ValueError(f"y must be labels from 0 to {logits.shape[1] - 1}; got {y.min()} to {y.max()}")
     return (logits.argmax(axis=1) == y) & np.isfinite(logits).all(axis=1)

@@ -31,9 +31,9 @@ def main(argv: Sequence[str]) -> int:
     _flags.add_run_flags(parser)
     args = parser.parse_args(argv)
     with _device.chosen(args), _progress.shown(quiet=args.quiet):
-        source, rows, logits = _measure(args)
+        source, rows, given, count = _measure(args)
     y = source.labels[rows]
-    overall, by_class = accuracy(logits, y), accuracy_by_class(logits, y)
+    overall, by_class = accuracy(given, y), accuracy_by_class(given, y, count)
     names = [source.class_name(c) if c < source.num_classes else str(c) for c in range(len(by_class))]
     if args.json:
         _output.machine({"accuracy": overall, "n": len(rows), "by_class": dict(zip(names, by_class, strict=True))})
@@ -44,11 +44,13 @@ def main(argv: Sequence[str]) -> int:
     return _errors.OK
 
 
-def _measure(args: argparse.Namespace) -> tuple[Source, np.ndarray, np.ndarray]:
+def _measure(args: argparse.Namespace) -> tuple[Source, np.ndarray, np.ndarray, int]:
+    """Return the data, the rows measured, the labels they are given, and the number of classes."""
     with _errors.user_input():
         run = None if args.run is None else report.read_run(args.run)
         source, model = _data.open_with_model(args, run, tell=True)
         if args.split not in source.splits:
             raise ValueError(f"{source.name} has no split {args.split!r}, only {', '.join(source.splits)}")
     rows = source.splits[args.split]
-    return source, rows, inference.logits(model, source.view(rows), label=f"measuring {args.split}")
+    given = inference.predictions(model, source.view(rows), label=f"measuring {args.split}")
+    return source, rows, given, model.spec.num_classes

@@ -81,7 +81,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="jaxunlearn train",
         usage="jaxunlearn train --arch NAME --data SOURCE --out DIR [options]",
         description="Train a classifier with SGD on the training split of a data set, from fresh weights or, with "
-        "--weights, from given ones; keep it, and what some unlearning methods need from training time.",
+        "--weights, from given ones; keep it, and what some unlearning methods need from training time. The split is "
+        "held in memory as float32, once more on the device: 614 MB each for 50,000 images of 32x32x3.",
         epilog=EPILOG,
     )
     _flags.add_model_flags(parser, models.names())
@@ -274,8 +275,8 @@ def _measure(model: Model, source: Source, codes: Any) -> dict[str, float]:
     """Return the accuracy on the test split, where there is one, and on the codes."""
     measured, rows = {}, source.splits.get("test", np.empty(0, int))
     if len(rows):
-        logits = inference.logits(model, source.view(rows), label="measuring test")
-        measured["test"] = accuracy(logits, source.labels[rows])
+        given = inference.predictions(model, source.view(rows), label="measuring test")
+        measured["test"] = accuracy(given, source.labels[rows])
     if codes is not None:
         measured["codes"] = accuracy(inference.logits(model, codes), np.arange(len(codes)))
     return measured
