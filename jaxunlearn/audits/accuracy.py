@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 
-def accuracy(answers: Any, y: Any) -> float:
+def accuracy(logits: Any, y: Any) -> float:
     """Return the share of instances that are given their label, in [0, 1].
 
     An instance whose logits hold a NaN or infinity counts as wrong.
 
     Args:
-      answers: (n, C) logits, or (n,) labels given as `jaxunlearn.inference.predictions` has them.
+      logits: (n, C), or in their place (n,) labels as `jaxunlearn.inference.predictions` gives them.
       y: (n,) int labels.
 
     Raises:
@@ -22,21 +22,23 @@ def accuracy(answers: Any, y: Any) -> float:
     >>> accuracy([[2.0, 1.0], [2.0, 1.0]], [0, 1]), accuracy([0, 0], [0, 1])
     (0.5, 0.5)
     """
-    return float(np.mean(_right(answers, y)))
+    return float(np.mean(_right(logits, y)))
 
 
-def accuracy_by_class(answers: Any, y: Any, num_classes: int | None = None) -> list[float | None]:
+def accuracy_by_class(logits: Any, y: Any, num_classes: int | None = None) -> list[float | None]:
     """Return the accuracy among instances of each label 0..C-1; None for a label without any.
 
     Args:
-      answers, y: as of `accuracy`.
-      num_classes: C, where it is no logits that are given.
+      logits, y: as of `accuracy`.
+      num_classes: C, where labels take the place of logits.
 
     >>> accuracy_by_class([[2.0, 1.0, 0.0], [2.0, 1.0, 0.0], [0.0, 1.0, 0.0]], [0, 1, 1])
     [1.0, 0.5, None]
     """
-    right, y = _right(answers, y), np.asarray(y)
-    count = np.shape(answers)[1] if num_classes is None else num_classes
+    right, y = _right(logits, y), np.asarray(y)
+    if num_classes is None and np.ndim(logits) == 1:
+        raise ValueError("num_classes is missing: labels do not say how many there are, as logits do")
+    count = np.shape(logits)[1] if num_classes is None else num_classes
     return [float(np.mean(right[y == c])) if np.any(y == c) else None for c in range(count)]
 
 
@@ -75,8 +77,8 @@ def _verdict(logits: np.ndarray, label: int) -> tuple[int | None, float | None, 
     return int(p.argmax()), float(p.max()), float(p[label])
 
 
-def _right(answers: Any, y: Any) -> np.ndarray:
-    logits, y = np.asarray(answers), np.asarray(y)
+def _right(logits: Any, y: Any) -> np.ndarray:
+    logits, y = np.asarray(logits), np.asarray(y)
     if logits.ndim not in (1, 2) or y.shape != logits.shape[:1]:
         raise ValueError(f"logits must have shape (n, C) and y (n,); got {logits.shape} and {y.shape}")
     if len(y) == 0:
