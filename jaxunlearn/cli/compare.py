@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         f"{', '.join(f'{factor:g}' for factor in FACTORS[:5])}, ...); the one that forgets and agrees best with the "
         "network before on unseen cut-and-paste images of the forget set is kept; default: 1",
     )
-    group.add_argument("--public", metavar="SOURCE", help="as for `jaxunlearn unlearn`, for methods that use it; drawn by --forget-seed")
+    group.add_argument("--public", metavar="SOURCE", help="as for `jaxunlearn unlearn`, for methods that use it")
     group.add_argument("--inversion", type=_flags.whole(0), metavar="N", help="as for `jaxunlearn unlearn`")
     group.add_argument("--artefact", action="append", default=[], metavar="FILE", help="as for `jaxunlearn unlearn`")
     group = parser.add_argument_group("result")
