@@ -200,9 +200,8 @@ def _of_data(
     elif isinstance(data, Source):
         source, own = data, {**own, "class_names": class_names or None}
         names = source.class_names or ()
-        if (
-            "classes" in dict(source.notes) and names and len(names) != model.spec.num_classes
-        ):  # sorted, as labels 0, 1, ...
+        in_order = "classes" in dict(source.notes)  # sorted, as labels 0, 1, ...
+        if in_order and names and len(names) != model.spec.num_classes:
             need = f"data.Reading(num_classes={model.spec.num_classes}, classes=...)"
             raise ValueError(f"{source.name} has {len(names)} classes, the network another number: open it with {need}")
     else:
