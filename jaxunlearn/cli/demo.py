@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import hashlib
 import json
@@ -16,7 +17,7 @@ import jax
 
 from jaxunlearn import __version__, checkpoint, data, methods, models, report, training
 from jaxunlearn._types import Model
-from jaxunlearn.cli import _cache, _device, _errors, _flags, _output, _progress, _run
+from jaxunlearn.cli import _cache, _device, _errors, _flags, _output, _progress, _resume, _run
 from jaxunlearn.data import Source
 from jaxunlearn.report.folder import WEB
 
@@ -46,22 +47,28 @@ def main(argv: Sequence[str]) -> int:
     for method in METHODS:
         _run.check_out(Path(args.out) / method, overwrite=args.overwrite)
     command = shlex.join(("jaxunlearn", "demo", *argv))
-    with _device.chosen(args) as device:
-        with _errors.user_input():
-            source = data.open_source("digits")
-        model = _network(source, quiet=args.quiet, told=not (args.quiet or args.json))
-        rows = data.parse_forget(IDS, source, seed=0)
-        request = _run.Request(model=model, source=source, rows=rows)
-        named = f"{len(rows)} of {len(source.splits['train']):,} training digits: {IDS.replace(',', ', ')}"
-        if not (args.quiet or args.json):
-            _output.facts([("forget ", named)])
-        records = []
-        with _progress.shown(quiet=args.quiet):
-            before = _run.Measured(model, request, when="before")
-            for method in METHODS:
-                records.append(_forget(request, method, before, command, device))
-                if records[-1].result.stop_reason == "interrupted":
-                    raise KeyboardInterrupt
+    first = Path(args.out) / METHODS[0]  # the lock lies beside what it is of: inside, where we may write
+    with _resume.only_run(first), _device.chosen(args) as device:
+        return _demo(args, command, device)
+
+
+def _demo(args: argparse.Namespace, command: str, device: str) -> int:
+    with _errors.user_input():
+        source = data.open_source("digits")
+    told = not (args.quiet or args.json)
+    model = _network(source, quiet=args.quiet, told=told)
+    rows = data.parse_forget(IDS, source, seed=0)
+    request = _run.Request(model=model, source=source, rows=rows)
+    named = f"{len(rows)} of {len(source.splits['train']):,} training digits: {IDS.replace(',', ', ')}"
+    if told:
+        _output.facts([("forget ", named)])
+    records = []
+    with _progress.shown(quiet=args.quiet):
+        before = _run.Measured(model, request, when="before")
+        for method in METHODS:
+            records.append(_forget(request, method, before, command, device))
+            if records[-1].result.stop_reason == "interrupted":
+                raise KeyboardInterrupt
     return _tell(args, records)
 
 
