@@ -1,7 +1,12 @@
-"""The HTML report in a real browser: `python -m pytest -m browser`, with Debian's chromium and chromium-driver."""
+"""The HTML report in a real browser: `python -m pytest -m browser`, with Debian's chromium and chromium-driver.
+
+Pictures of the whole page are kept in the folder that ``JAXUNLEARN_SCREENSHOTS`` names, else in pytest's own.
+"""
 
 from __future__ import annotations
 
+import base64
+import os
 import shutil
 from pathlib import Path
 
@@ -47,7 +52,8 @@ def address(tmp_path_factory):
         class_names=[f"class {c}" for c in "abcdefghij"],
         ids=[f"people/a rather long name of a folder/{i} of a person's picture.jpg" for i in range(12)],
         weights={"parameters": 9, "changed": 4, "relative_l2": 0.1, "statistics": 0, "added": 0},
-        digests={"weights before": "0123456789abcdef" * 4}, command="jaxunlearn unlearn " + "--flag value " * 30,
+        digests={"weights before": "0123456789abcdef" * 4, "forget set": "fedcba9876543210" * 4},
+        command="jaxunlearn unlearn " + "--flag value " * 30,
         earlier=[{"run": "r", "id": "x", "label": 1, "after": 2, "forgotten": True}],
     )  # fmt: skip
     path = folder / "report.html"
@@ -55,9 +61,23 @@ def address(tmp_path_factory):
     return path.as_uri()
 
 
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory):
+    named = os.environ.get("JAXUNLEARN_SCREENSHOTS")
+    folder = Path(named) if named else tmp_path_factory.mktemp("screenshots")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def keep(browser, path):
+    """Write a picture of the whole page, not only of what the window shows."""
+    found = browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+    path.write_bytes(base64.b64decode(found["data"]))
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1200])
-def test_the_page_is_accessible_and_fits(browser, address, tmp_path, width, scheme):
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_accessible_and_fits(browser, address, screenshots, width, scheme):
     axe = pytest.importorskip("axe_selenium_python", reason="needs jaxunlearn[browser]")
     feature = [{"name": "prefers-color-scheme", "value": scheme}]
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
@@ -66,7 +86,9 @@ def test_the_page_is_accessible_and_fits(browser, address, tmp_path, width, sche
     browser.get(address)
     dark = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert dark == {"light": "rgb(255, 255, 255)", "dark": "rgb(13, 17, 23)"}[scheme]
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    assert browser.execute_script("return innerWidth") == width
+    assert browser.execute_script("return document.scrollingElement.scrollWidth <= innerWidth")
+    keep(browser, screenshots / f"report-{width}-{scheme}.png")
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
     broken = "return [...document.images].filter((image) => !image.complete || !image.naturalWidth).length"
     assert browser.execute_script(broken) == 0
