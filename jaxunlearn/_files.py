@@ -18,6 +18,10 @@ _MOST = 2**27
 _LONG = 600
 
 
+class Recovered(UserWarning):
+    """What a process that was killed had moved aside is back in its place."""
+
+
 def regular(path: str | os.PathLike[str]) -> int:
     """Return the size of a file that can be read; a pipe would wait for ever, a device have no end.
 

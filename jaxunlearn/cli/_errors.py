@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import warnings
 from collections.abc import Iterator
+from typing import Any
 
-from jaxunlearn._files import visible
+from jaxunlearn._files import Recovered, visible
 
 OK, WRONG_INPUT, NOT_FORGOTTEN = 0, 2, 3
 #: Characters of a line; a list of ids that is given as one argument may have a hundred thousand.
@@ -69,6 +71,24 @@ def writing(place: object) -> Iterator[None]:
         if error.filename is not None or error.strerror is None:
             raise
         raise OSError(error.errno, error.strerror, str(place)) from error
+
+
+@contextlib.contextmanager
+def recovery_told() -> Iterator[None]:
+    """Tell in one line of an earlier run that was put back."""
+    show = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, Recovered):
+            say(str(message))
+        else:
+            show(message, category, *where, **more)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = show
 
 
 def say(text: str) -> None:

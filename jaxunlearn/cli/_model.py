@@ -16,6 +16,7 @@ from jaxunlearn.convert import huggingface
 from jaxunlearn.data import Source
 from jaxunlearn.job import opening
 from jaxunlearn.job.previous import checkpoint_in
+from jaxunlearn.report.folder import recovered
 
 
 def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Model:
@@ -72,6 +73,8 @@ def recipe_of(args: argparse.Namespace, run: Any = None) -> Recipe | None:
     """
     with _errors.user_input():
         path = None if args.weights is None else Path(args.weights).expanduser()
+        if path is not None:
+            recovered(path)
         if run is not None:
             return checkpoint.describe(run.checkpoint)["recipe"]  # type: ignore[no-any-return]
         if path is not None and huggingface.is_folder(path):

@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _guarded(arguments: list[str]) -> int:
-    with _process.prepared():
+    with _process.prepared(), _errors.recovery_told():
         try:
             status = _dispatch(arguments)
             sys.stdout.flush()  # a full disk is found here, not when Python ends

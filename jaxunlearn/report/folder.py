@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -65,8 +67,11 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marke
       NotADirectoryError, PermissionError: its parent cannot hold it.
       OSError: its name is so long that what is written beside it or into it could not be.
       ValueError: its name holds bytes that are no text, which the writer of checkpoints does not take.
+
+    Warns:
+      Recovered: as `recovered`.
     """
-    path = Path(os.path.abspath(out_dir))
+    path = recovered(out_dir)
     if any("\udc80" <= char <= "\udcff" for char in str(path)):
         where = f"this locale ({sys.getfilesystemencoding()}): choose another output folder, or set LC_ALL=C.UTF-8"
         raise ValueError(f"{path} has a name that is no text in {where}")
@@ -119,26 +124,59 @@ def write_run(out_dir: str | os.PathLike[str], record: RunRecord, *, overwrite: 
 def put_in_place(path: Path, fill: Callable[[Path], None]) -> None:
     """Make a folder beside its final place, have it filled and rename it; after a failure all is as it was.
 
+    Killed between the two renames that replace a run, it leaves none in that
+    place: `recovered` puts the earlier one back.
+
     Args:
       path: of `check_out`; what is there is replaced.
       fill: writes into the folder that it is given.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
+    made, old = aside / "new", aside / "old"
     try:
-        made = aside / "new"
         made.mkdir()
         fill(made)
-        if os.path.lexists(path):
-            os.replace(path, aside / "old")
         try:
-            os.replace(made, path)
-        except BaseException:
-            if (aside / "old").exists():
-                os.replace(aside / "old", path)
-            raise
+            _swap(made, path, old)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+            _swap(made, path, old)  # another process found nothing there and put the earlier run back
     finally:
+        if os.path.lexists(old) and made.exists():
+            os.replace(old, path)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def recovered(path: str | os.PathLike[str]) -> Path:
+    """Return an absolute path, at which an earlier run is again that a process had moved aside when it was killed.
+
+    The new run, which is whole by then, stays where it was made.
+
+    Warns:
+      Recovered: an earlier run was put back; it names the places.
+    """
+    path = Path(os.path.abspath(path))
+    if not path.name or os.path.lexists(path):
+        return path
+    for old in path.parent.glob(f".{glob.escape(path.name)}.{'?' * 8}.part/old"):  # as `tempfile` names folders
+        if not (old.parent / "new").exists():  # all was in place, and only not tidied up
+            continue
+        try:
+            old.rename(path)
+        except OSError:  # a read-only place, or another process was faster
+            continue
+        text = f"{path} was about to be replaced when its process was killed: the earlier run is there again"
+        warnings.warn(f"{text}, the new one is in {old.parent / 'new'}", _files.Recovered, stacklevel=3)
+        break
+    return path
+
+
+def _swap(made: Path, path: Path, old: Path) -> None:
+    if os.path.lexists(path):
+        os.replace(path, old)
+    os.replace(made, path)
 
 
 @_files.one_line()
@@ -148,8 +186,11 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
     Raises:
       FileNotFoundError: it has no ``results.json``.
       ValueError: ``results.json`` is not JSON, or not what a run writes.
+
+    Warns:
+      Recovered: as `recovered`.
     """
-    path = Path(os.path.abspath(folder))
+    path = recovered(folder)
     try:
         results = _files.read_json(path / RESULTS)
     except (FileNotFoundError, NotADirectoryError):
@@ -164,7 +205,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
 def is_run(folder: str | os.PathLike[str], marker: str = RESULTS) -> bool:
     """Return whether a folder is a run that this library wrote, known by the file ``marker``."""
     try:
-        results = _files.read_json(Path(folder) / marker)
+        results = _files.read_json(recovered(folder) / marker)
     except (OSError, ValueError):
         return False
     return isinstance(results, dict) and results.get("tool") == "jaxunlearn"
