@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
+import shutil
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxunlearn import checkpoint, methods, models, report
+from jaxunlearn._files import Recovered
 from jaxunlearn.artefacts import KINDS
-from jaxunlearn.cli import _cache, _estimate, _flags, demo
+from jaxunlearn.cli import _cache, _estimate, _flags, _resume, demo
 from jaxunlearn.cli.main import COMMANDS, main
 from jaxunlearn.data import open_source
+from jaxunlearn.job import digests
 from tests.digits_net import ARCH, network, tensors
 
 #: Cheap settings of ADV and ADV+IMP, with a learning rate at which it forgets within seconds.
@@ -82,6 +88,12 @@ def test_a_run_folder_says_what_happened(run, weights):
     assert found["command"].startswith(f"jaxunlearn unlearn --arch {ARCH} --weights {weights}")
     assert found["extras"]["forget"] == IDS
     assert found["digests"]["weights before"] != found["digests"]["weights after"]
+    source, rows = open_source("digits"), [int(name) for name in IDS.split(",")]
+    again = digests.forget_set(source.images(rows), source.labels[rows], IDS.split(","))
+    assert found["digests"]["forget set"] == again
+    assert found["digests"].keys() == {"weights before", "weights after", "forget set", "retain rows", "test rows"}
+    assert again in (run / "report.html").read_text()
+    assert f"| forget set | `{again}` |" in (run / "report.md").read_text()
 
 
 def test_what_is_recorded_is_what_the_checkpoint_does(run):
@@ -296,6 +308,40 @@ def test_demo_interrupted_while_it_writes_says_which_folders_there_are(tmp_path,
     assert capsys.readouterr().err == f"jaxunlearn: interrupted; of 4 folders in {tmp_path} there are a, b\n"
 
 
+@pytest.mark.parametrize("flags", [["--run"], ["--data", "digits", "--weights"]], ids=["run", "weights"])
+def test_a_run_whose_replacement_was_killed_is_put_back_in_one_line(run, tmp_path, capsys, flags):
+    aside, path = tmp_path / ".a.k1ll3d_0.part", tmp_path / "a"
+    (aside / "new").mkdir(parents=True)
+    shutil.copytree(run, aside / "old")
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", Recovered)
+        assert main(["evaluate", *flags, str(path), "--quiet"]) == 0
+    told = f"jaxunlearn: {path} was about to be replaced when its process was killed: the earlier run is there again, "
+    assert capsys.readouterr().err == f"{told}the new one is in {aside / 'new'}\n"
+    assert results(path) == results(run)
+
+
+# --- no images ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [FAST, ["--method", "minimal-edit", "--proxies", "64"]], ids=["adv-imp", "edit"])
+def test_without_images_nobody_is_seen(weights, tmp_path, method):
+    out = tmp_path / "run"
+    argv = ["unlearn", "--arch", ARCH, "--weights", str(weights), "--data", "digits", "--forget", IDS, *method]
+    assert main([*argv, "--out", str(out), "--no-images", "--quiet"]) in (0, 3)
+    pictures = {
+        file.name: file.read_bytes() for file in out.rglob("*") if Image.registered_extensions().get(file.suffix)
+    }
+    assert pictures.keys() == {"curves.png", "transitions.png"}
+    page = (out / "report.html").read_text()
+    shown = [base64.b64decode(text) for text in re.findall(r"data:image/[a-z+]+;base64,([^\"]*)", page)]
+    assert shown == list(pictures.values()) or shown == list(pictures.values())[::-1]
+    assert page.count("<img") == 2
+    assert 'class="thumb' not in page
+    assert "The images themselves are left out of this report, as was asked." in page
+    assert re.findall(r"!\[.*\]\((.*)\)", (out / "report.md").read_text()) == ["curves.png", "transitions.png"]
+
+
 # --- evaluate ----------------------------------------------------------------
 
 
@@ -451,6 +497,16 @@ def test_demo_trains_once_and_writes_a_run_folder_a_method(tmp_path, monkeypatch
         manifest.write_text("{")
     assert main(["demo", "--out", str(out), "--overwrite", "--quiet"]) == 0  # a damaged cache is no obstacle
     assert len(trained) == 2
+
+
+def test_the_second_of_two_demos_into_one_folder_is_refused(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "demo"
+    monkeypatch.setattr(demo, "_network", lambda *args, **more: pytest.fail("began"))
+    with _resume.only_run(out / demo.METHODS[0]):
+        assert main(["demo", "--out", str(out)]) == 2
+    told = f"another process is writing to {out}/neggrad: wait for it, or choose another output folder"
+    assert capsys.readouterr().err == f"jaxunlearn: error: {told}\n"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -221,6 +222,79 @@ def test_an_earlier_run_survives_a_failed_replacement(tmp_path, quick, monkeypat
     assert report.read_run(tmp_path / "run").results["seed"] == 1
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing that comes after runs."""
+
+
+def killed_between_the_renames(path, monkeypatch):
+    """Replace a run, and stop as if killed when the earlier one is aside and the new one not yet in place."""
+    real, count = os.replace, []
+
+    def replace(source, target):
+        count.append(target)
+        if len(count) > 1:
+            raise Killed
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder.os, "replace", replace)
+        patch.setattr(folder.shutil, "rmtree", lambda path, **how: None)
+        with pytest.raises(Killed):
+            report.write_run(path, make(seed=2), overwrite=True)
+
+
+READERS = {
+    "read_run": report.read_run,
+    "is_run": report.is_run,
+    "check_out": lambda path: report.check_out(path, overwrite=True),
+}
+
+
+@pytest.mark.parametrize("reader", READERS.values(), ids=READERS)
+def test_a_run_that_was_aside_when_its_process_was_killed_is_put_back_and_told_of(tmp_path, quick, monkeypatch, reader):
+    path = tmp_path / "run"
+    report.write_run(path, make(seed=1))
+    killed_between_the_renames(path, monkeypatch)
+    assert [entry.name for entry in tmp_path.iterdir()] != ["run"]
+    assert not path.exists()
+    told = r"run was about to be replaced when its process was killed: the earlier run is there again, the new one is"
+    with pytest.warns(folder._files.Recovered, match=told) as found:
+        reader(path)
+    assert report.read_run(path).results["seed"] == 1
+    new = Path(str(found[0].message).rpartition(" is in ")[2])
+    assert report.read_run(new).results["seed"] == 2  # whole, too
+    report.write_run(path, make(seed=3), overwrite=True)
+    assert report.read_run(path).results["seed"] == 3
+
+
+def test_only_what_is_this_runs_own_is_put_back(tmp_path, quick, monkeypatch):
+    report.write_run(tmp_path / "run.b", make(seed=1))
+    killed_between_the_renames(tmp_path / "run.b", monkeypatch)
+    assert not report.is_run(tmp_path / "run")
+    (aside,) = tmp_path.glob(".run.b.*.part")
+    shutil.rmtree(aside / "new")  # as if only the tidying up were not done, and the new run removed by hand
+    assert not report.is_run(tmp_path / "run.b")
+    assert not (tmp_path / "run.b").exists()
+
+
+def test_a_reader_between_the_two_renames_costs_nothing(tmp_path, quick, monkeypatch):
+    path = tmp_path / "run"
+    report.write_run(path, make(seed=1))
+    real, read = os.replace, []
+
+    def replace(source, target):
+        if Path(target) == path and not read:
+            with pytest.warns(folder._files.Recovered):
+                read.append(report.read_run(path).results["seed"])
+        real(source, target)
+
+    monkeypatch.setattr(folder.os, "replace", replace)
+    report.write_run(path, make(seed=2), overwrite=True)
+    assert read == [1]
+    assert report.read_run(path).results["seed"] == 2
+    assert [entry.name for entry in tmp_path.iterdir()] == ["run"]
+
+
 def test_an_empty_folder_is_a_good_place(tmp_path, quick):
     (tmp_path / "run").mkdir()
     report.write_run(tmp_path / "run", make())
@@ -280,6 +354,7 @@ def test_reading_what_is_no_run(tmp_path):
         (lambda r: r["before"].update(test=91.7), "before.test must be a fraction or null; got 91.7"),
         (lambda r: r["after"].pop("retain"), "after.retain must be a fraction or null; got 'absent'"),
         (lambda r: r["seconds"].update(unlearn=None), "seconds.unlearn must be a number; got None"),
+        (lambda r: r.update(digests={"forget set": 7}), "digests.forget set must be text; got 7"),
         (lambda r: r["instances"].append(7), r"instances\[4\] must be an object; got 7"),
         (lambda r: r["instances"][1].pop("label"), r"lacks the field instances\[1\]\.label"),
         (lambda r: r["instances"][0].update(after="cat"), r"instances\[0\]\.after is of the wrong kind; got 'cat'"),
@@ -441,6 +516,19 @@ def test_the_first_lines_say_what_was_asked_what_happened_and_what_it_cost():
     assert "BatchNorm statistics: `frozen`." in text
 
 
+def test_what_was_so_before_is_no_merit_of_the_run():
+    said = "so before this run already."
+    assert said not in markdown(make(k=4))
+    run = make(k=4)
+    logits = np.array(run.logits_before)
+    logits[1] = run.logits_after[1]
+    assert f"every instance is forgotten). 1 of them was {said}" in markdown(make(k=4, logits_before=logits))
+    relabelled = make(k=4, goal="relabel")
+    logits = np.array(relabelled.logits_before)
+    logits[:2] = relabelled.logits_after[:2]
+    assert f" 2 of them were {said}" in markdown(make(k=4, goal="relabel", logits_before=logits))
+
+
 def test_an_unfinished_job_is_said_to_be_one():
     text = markdown(make(k=4, missed=2))
     assert "2 of 4 are now misclassified, after 5 steps and 3.5 seconds (why it stopped: step budget is spent)." in text
@@ -500,6 +588,17 @@ def test_how_to_do_it_again():
     assert "```\njaxunlearn unlearn --seed 0\n```" in text
     assert f"| weights before | `{'ab' * 32}` |" in text
     assert "| jax | " in text
+
+
+def test_what_digests_of_data_are_of_is_told_where_there_are_some():
+    said = "`forget set`: ids, images and labels of the images to forget, as the network got them"
+    assert said in markdown(make(digests={"weights before": "ab" * 32, "forget set": "cd" * 32}))
+    assert said not in markdown(make(digests={"weights before": "ab" * 32}))
+    for older in ({"weights before": "ab" * 32}, {}):  # runs of before there were any are read as ever
+        schema.validate(make(digests=older).results)
+    results = dict(make().results)
+    del results["digests"]
+    schema.validate(results)
 
 
 def test_long_lists_are_cut_and_say_so():

@@ -18,7 +18,7 @@ from jaxunlearn import _journal, _progress
 from jaxunlearn.cli import _resume, _run
 from jaxunlearn.cli.main import main
 from jaxunlearn.job import resume, work
-from jaxunlearn.report import read_run
+from jaxunlearn.report import read_run, tables
 from tests.digits_net import ARCH, tensors
 
 #: The command in a process of its own that keeps its state as often as it can.
@@ -196,6 +196,25 @@ def test_after_ctrl_c_there_is_a_result_and_a_way_on(argv, tmp_path, often, monk
     assert status == main([*argv, "--out", str(whole)])
     assert comparable(out) == comparable(whole)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_seconds_are_those_of_all_processes(argv, tmp_path, often, monkeypatch):
+    out, kept = tmp_path / "out", []
+    real = work.Watch.put
+    monkeypatch.setattr(work.Watch, "put", lambda self, seen: (kept.append(seen["spent"]), real(self, seen)))
+    interrupted([*argv, "--out", str(out)], monkeypatch, error=MemoryError)
+    interrupted([*argv, "--out", str(out), "--resume"], monkeypatch, error=MemoryError, step=4)
+    assert main([*argv, "--out", str(out), "--resume"]) in (0, 3)
+    first, *_, last = kept
+    assert 0 < first < last
+    seconds = read_run(out).results["seconds"]
+    assert seconds["earlier processes"] == last
+    own = seconds["prepare"] + seconds["unlearn"] + seconds["verify"]
+    assert tables.unlearning_seconds(read_run(out).results) == pytest.approx(last + own)
+    said = f"compilation included; {last:.1f} of them in processes before the one that went on and finished."
+    assert said in (out / "report.md").read_text()
+    assert main([*argv, "--out", str(tmp_path / "whole")]) in (0, 3)
+    assert "earlier processes" not in read_run(tmp_path / "whole").results["seconds"]
 
 
 def test_another_request_is_not_mixed_in_and_costs_nothing(argv, tmp_path, often, monkeypatch, capsys):

@@ -57,6 +57,7 @@ class Source:
       read: ``read(rows) -> (len(rows), *input_shape)``, uint8 or floats in [0, 1]; never asked for none.
       columns: further facts of every row, (n,) str each, for queries.
       files: where each picture lies, or None where they have no files of their own.
+      archives: the files that hold many pictures each and were read for this, if there are such.
       skipped: why a row is in no split, by row.
       retain: rows to measure as the retain set in place of the rest of "train", or None.
       kept: whether images that were read stay in memory, so that reading them early costs nothing.
@@ -73,6 +74,7 @@ class Source:
     read: Callable[[np.ndarray], np.ndarray]
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     files: Sequence[Path | None] | None = None
+    archives: tuple[Path, ...] = ()
     skipped: Mapping[int, str] = dataclasses.field(default_factory=dict)
     retain: np.ndarray | None = None
     kept: bool = False

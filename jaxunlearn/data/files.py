@@ -28,6 +28,7 @@ def source_of(
     columns: Mapping[str, np.ndarray] | None = None,
     faults: Mapping[int, str] | None = None,
     files: Sequence[Path] | None = None,
+    archives: Sequence[Path] = (),
 ) -> Source:
     """Return a source of pictures.
 
@@ -41,6 +42,7 @@ def source_of(
       columns: further facts of each row.
       faults: what is known to be wrong with pictures before one is opened, by row.
       files: where each lies, if each is a file.
+      archives: the files that hold many of them each.
 
     Raises:
       PictureError: a picture cannot be read (with ``on_bad_image="fail"`` only what shows without decoding).
@@ -64,6 +66,7 @@ def source_of(
         read=pictures,
         columns=columns or {},
         files=files,
+        archives=tuple(archives),
         skipped=bad,
         kept=pictures.keeps,
         notes=tuple(notes),

@@ -66,6 +66,7 @@ def join(data: Source, *, retain: Source | None = None, test: Source | None = No
         read=_Parts(parts),
         columns={name: np.concatenate(values) for name, values in columns.items()},
         files=files,
+        archives=data.archives,
         skipped=skipped,
         retain=found.get("retain"),
         kept=all(source.kept for source, _ in parts),

@@ -60,6 +60,7 @@ def open_npz(path: str, reading: Reading | None = None) -> Source:
         labels=y.astype(np.int32),
         splits={str(name): np.flatnonzero(split == name) for name in np.unique(split)},
         read=x.__getitem__,
+        archives=(Path(path),),
     )
     fit = to_fit(x.shape[1:], reading)
     if fit is None:

@@ -98,6 +98,7 @@ def open_parquet(path: str, reading: Reading | None = None) -> Source:
         split=split,
         reading=reading,
         columns={name: np.array(["" if v is None else str(v) for v in column]) for name, column in columns.items()},
+        archives=[file.path for file in files],
     )
 
 

@@ -21,6 +21,7 @@ from jaxunlearn.audits.change import change
 from jaxunlearn.audits.depth import depth
 from jaxunlearn.data import Source
 from jaxunlearn.data.forget import ranked
+from jaxunlearn.job import digests
 from jaxunlearn.job.request import Request, batch_of
 from jaxunlearn.loop import Event
 
@@ -86,6 +87,7 @@ def perform(
       InfeasibleError: no change of the weights can meet what is asked for; it names the instances.
     """
     model, source = request.model, request.source
+    of_data = digests.of_data(request, problem.forget)  # now: files may be others when all is done
     watch = Watch(request, spec, config)
     _journal.attach(watch.get, watch.put)
     try:
@@ -102,8 +104,9 @@ def perform(
         raise curvature.InfeasibleError(error.rows, message) from error
     memory = peak_memory()
     # Watching is no part of the method: its time stands apart.
-    unlearn = max(result.seconds.get("unlearn", 0.0) - watch.seconds, 0.0)
+    unlearn = max(result.seconds.get("unlearn", 0.0) - watch.meanwhile, 0.0)
     result = dataclasses.replace(result, seconds={**result.seconds, "unlearn": unlearn})
+    watch.stop()
     only = ("forget",) if result.stop_reason == "interrupted" else None
     after = Measured(result.model, request, when="after", only=only)
     spent = {
@@ -112,6 +115,8 @@ def perform(
         "watch": watch.seconds,
         "measure after": after.seconds,
     }
+    if watch.earlier:
+        spent["earlier processes"] = watch.earlier
     found = None
     if deep and result.stop_reason != "interrupted":
         with timed(spent, "depth"):
@@ -136,7 +141,11 @@ def perform(
         arch=recipe.arch if recipe is not None else "",
         data=source.name,
         command=command,
-        digests={"weights before": _tree.model_digest(model), "weights after": _tree.model_digest(result.model)},
+        digests={
+            "weights before": _tree.model_digest(model),
+            "weights after": _tree.model_digest(result.model),
+            **of_data,
+        },
         seconds=spent,
         memory=memory,
         depth=found,
@@ -194,7 +203,12 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
 
 
 class Watch:
-    """Accuracy on a few test images while a method works, ever more rarely; only looked at, never used."""
+    """Accuracy on a few test images while a method works, ever more rarely; only looked at, never used.
+
+    Attributes:
+      points: the curve so far, ``(step, fraction)``; seconds: the looking took, in this process.
+      earlier: seconds of unlearning, without looking, of the processes before whose state this one goes on from.
+    """
 
     def __init__(self, request: Request, spec: MethodSpec, config: Any) -> None:
         test = request.source.splits.get("test", np.empty(0, int))
@@ -204,8 +218,11 @@ class Watch:
         self._next = 0
         self.points: list[tuple[int, float]] = []
         self.seconds = 0.0
+        self.earlier = 0.0
         if self.rows.size and self._unlearner.phases:
             self._look(request.model, 0)
+        self._began, self._before = time.perf_counter(), self.seconds
+        self._done: float | None = None
 
     def __call__(self, event: Event) -> None:
         if event.steps >= self._next or bool(event.state.done):
@@ -213,12 +230,22 @@ class Watch:
 
     def get(self) -> dict[str, Any]:
         """Return what has been seen so far, plain JSON, to be `put` back when the run is resumed."""
-        return {"points": self.points, "next": self._next, "seconds": self.seconds}
+        own = time.perf_counter() - self._began - self.meanwhile if self._done is None else self._done
+        return {"points": self.points, "next": self._next, "spent": self.earlier + own}
 
     def put(self, seen: Mapping[str, Any]) -> None:
         """Take up what was seen before the run was stopped."""
         self.points = [(int(step), float(share)) for step, share in seen["points"]]
-        self._next, self.seconds = int(seen["next"]), float(seen["seconds"])
+        self._next, self.earlier = int(seen["next"]), float(seen.get("spent", 0.0))
+
+    @property
+    def meanwhile(self) -> float:
+        """Seconds of looking since the method began, in this process."""
+        return self.seconds - self._before
+
+    def stop(self) -> None:
+        """The method is done: what comes is measuring, and no part of its time."""
+        self._done = time.perf_counter() - self._began - self.meanwhile
 
     def _look(self, model: Model, step: int) -> None:
         began = time.perf_counter()

@@ -42,6 +42,7 @@ def _again(record: RunRecord) -> list[str]:
     parts += [table([("what", "version"), *record.results["versions"].items()])]
     if record.digests:
         parts += [table([("SHA-256 of", ""), *((name, f"`{digest}`") for name, digest in record.digests.items())])]
+        parts += [words.digests(record)]
     return [*parts, words.kept(record)]
 
 

@@ -41,8 +41,10 @@ class RunRecord:
       box: range of the inputs, for drawing them.
       arch, data: name of the network and of the data source, for the reader.
       command: the command line that made the run, or None.
-      digests: of what went in and came out, by name, such as "weights before".
-      seconds: time of further phases ("load", "evaluate", ...) beside the result's own.
+      digests: SHA-256 of what went in and came out, by name: "weights before", "weights after" and those of
+        `jaxunlearn.job.digests`.
+      seconds: time of further phases ("load", "evaluate", ...) beside the result's own, in the last process;
+        "earlier processes": of the unlearning in those before, where a run was resumed.
       curve: accuracy on a sample of a set while the run went on, ``{"test": [(step, fraction), ...]}``.
       memory: peak bytes up to the end of the unlearning: "process" and, of an accelerator, "device".
       depth: what `jaxunlearn.audits.depth` measured, or None.

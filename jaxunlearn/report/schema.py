@@ -66,6 +66,9 @@ def _optional(results: Mapping[str, Any]) -> None:
     _require(results, present, "")
     if results.get("origin"):
         _require(results["origin"], {"weights": str, "digest": str}, "origin.")
+    for name, value in (results.get("digests") or {}).items():
+        if not isinstance(value, str):
+            raise ValueError(f"results.json: digests.{name} must be text; got {value!r}")
     if results["extras"].get("reading") is not None:
         _require(results["extras"], {"reading": dict}, "extras.")
     for i, row in enumerate(results.get("earlier") or ()):

@@ -64,6 +64,7 @@ def html(record: RunRecord, pictures: Mapping[str, str], folder: Path) -> str:
             kept=words.kept(record),
             versions=record.results["versions"],
             digests=record.digests,
+            computed=words.digests(record),
         )
     )
 

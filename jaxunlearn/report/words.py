@@ -67,7 +67,7 @@ def summary(record: RunRecord) -> list[tuple[str, str]]:
             "What happened",
             f"{f'All {k}' if done == k > 1 else f'{done} of {k}'} {'is' if done == 1 else 'are'} now {met(record)},"
             f" after {record.result.steps} steps and {seconds:.1f} seconds"
-            f" (why it stopped: {REASONS[record.result.stop_reason]}).{_left(record)}",
+            f" (why it stopped: {REASONS[record.result.stop_reason]}).{_before(record)}{_left(record)}",
         ),
         ("What it cost", " ".join(_costs(record)) or "Not measured."),
         ("What is not claimed", _not_claimed(record)),
@@ -103,7 +103,9 @@ def claims(record: RunRecord) -> Rows:
 def numbers(record: RunRecord) -> str:
     """Return what the columns of the numbers mean, and how much of the network changed."""
     note = "Accuracy in percent on the forget set D_f, the retain set D_r and the test set D_test; seconds are those"
-    note += " of the unlearning, compilation included."
+    note += " of the unlearning, compilation included"
+    earlier = record.results["seconds"].get("earlier processes")
+    note += f"; {earlier:.1f} of them in processes before the one that went on and finished." if earlier else "."
     if "batch_norm" in record.config:
         note += f" BatchNorm statistics: `{record.config['batch_norm']}`."
     return note + _changed(record.weights)
@@ -135,6 +137,16 @@ def earlier(record: RunRecord) -> str:
 def settings(record: RunRecord) -> str:
     """Return the hyper-parameters as JSON."""
     return json.dumps(record.results["config"])
+
+
+def digests(record: RunRecord) -> str:
+    """Return what the digests of data are of, or nothing where there are none."""
+    if "forget set" not in record.digests:
+        return ""
+    return (
+        "`forget set`: ids, images and labels of the images to forget, as the network got them; `rows`: which of the"
+        " data were measured. The documentation (Your own pictures: digests of the data) says how to compute them."
+    )
 
 
 def kept(record: RunRecord) -> str:
@@ -178,6 +190,13 @@ def _seen(record: RunRecord) -> str:
     if record.extras.get("first_network") == "used":
         things.append("the network before the first of these requests")
     return f"{', '.join(things[:-1])} and {things[-1]}; nothing else."
+
+
+def _before(record: RunRecord) -> str:
+    """Say how many images there was nothing to do for: they count as forgotten, but not because of this run."""
+    asked = "label" if record.goal == "misclassify" else "target"
+    same = sum((row["before"] == row[asked]) == (asked == "target") for row in record.results["instances"])
+    return f" {same} of them {'was' if same == 1 else 'were'} so before this run already." if same else ""
 
 
 def _left(record: RunRecord) -> str:
