@@ -19,6 +19,8 @@ from jaxunlearn._types import Model, ModelSpec, Recipe
 torch = pytest.importorskip("torch")
 import safetensors.numpy  # noqa: E402
 
+from experiments import small_cnn  # noqa: E402
+from tests.test_export import assert_same_file  # noqa: E402
 from tests.torch_reference import build, randomise  # noqa: E402
 
 RECIPE = models.recipe("cifar_resnet8", input_shape=(16, 16, 3))
@@ -67,17 +69,46 @@ def test_third_party_weights_reach_their_published_accuracy(shared: Path, depth:
     assert top1(shared, depth, 10_000) == pytest.approx(accuracy, abs=1e-9)
 
 
-def test_third_party_weights_equal_their_pytorch_forward(shared: Path) -> None:
-    path = shared / "weights" / "cifar10_resnet20.th"
-    net = build("cifar_resnet20", 10).eval()
-    tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    net.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
-    recipe = models.recipe("cifar_resnet20")
-    model = convert.load_weights(path, recipe, models.from_recipe)
-    x = np.random.default_rng(0).random((4, 32, 32, 3), np.float32)
+def equal_on_images(model: Model, net: torch.nn.Module, x: np.ndarray) -> None:
+    """Our logits of images, and those of a network in PyTorch, are the same."""
+    recipe = model.spec.recipe
     normal = torch.from_numpy((x - np.float32(recipe.mean)) / np.float32(recipe.std)).permute(0, 3, 1, 2)
     with torch.no_grad():
-        np.testing.assert_allclose(model(x), net(normal).numpy(), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(inference.logits(model, x), net(normal).numpy(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("depth", [20, 32])
+def test_third_party_weights_equal_their_pytorch_forward(shared: Path, depth: int) -> None:
+    path = shared / "weights" / f"cifar10_resnet{depth}.th"
+    net = build(f"cifar_resnet{depth}", 10).eval()
+    tensors = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
+    net.load_state_dict({name.removeprefix("module."): value for name, value in tensors.items()})
+    model = convert.load_weights(path, models.recipe(f"cifar_resnet{depth}"), models.from_recipe)
+    equal_on_images(model, net, cifar_test(shared, 32)[0])
+
+
+class SmallCNN(torch.nn.Module):
+    """The small network of the shared folder, as its README has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = torch.nn.Conv2d(3, 6, 5), torch.nn.Conv2d(6, 16, 5)
+        self.fc1, self.fc2, self.fc3 = (torch.nn.Linear(n, m) for n, m in ((400, 200), (200, 100), (100, 10)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.conv1, self.conv2):
+            x = torch.nn.functional.max_pool2d(torch.relu(layer(x)), 2)
+        return self.fc3(torch.relu(self.fc2(torch.relu(self.fc1(x.flatten(1))))))
+
+
+def test_third_party_network_of_ones_own_equals_its_pytorch_forward(shared: Path, tmp_path: Path) -> None:
+    path = shared / "weights" / "cifar10_smallcnn_known_members.pth"
+    net = SmallCNN()
+    net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    model = small_cnn.network()
+    equal_on_images(model, net, cifar_test(shared, 32)[0])
+    convert.export(model, tmp_path / "out.pth", like=path)
+    assert_same_file(path, tmp_path / "out.pth")
 
 
 @pytest.mark.parametrize(

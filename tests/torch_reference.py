@@ -5,6 +5,8 @@ He, Zhang, Ren, Sun 2015, sections 3.3 to 4.2; names as in the widespread PyTorc
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -72,18 +74,19 @@ class ResNet(nn.Module):
         return getattr(self, self.head)(x.mean((2, 3)))
 
 
-def build(arch: str, classes: int) -> ResNet:
-    """Return the reference of a network by our name."""
+def build(arch: str, classes: int, **more: Any) -> ResNet:
+    """Return the reference of a network by our name; depths and widths may be others."""
     if arch == "digits_cnn":
-        return ResNet((1, 2), (16, 32), classes, channels=1)
-    if arch.startswith("cifar_resnet"):
+        fields: dict[str, Any] = dict(depths=(1, 2), widths=(16, 32), channels=1)
+    elif arch.startswith("cifar_resnet"):
         depth = arch.removeprefix("cifar_resnet")
         blocks = (int(depth.removesuffix("b")) - 2) // 6
-        return ResNet((blocks,) * 3, (16, 32, 64), classes, shortcut="shortcut" if depth.endswith("b") else "A")
-    wide = dict(widths=(64, 128, 256, 512), shortcut="downsample", head="fc")
-    if arch == "resnet18":
-        return ResNet((2, 2, 2, 2), classes=classes, stem=(7, 2, 3), pool=True, **wide)
-    return ResNet((2, 2, 2, 2), classes=classes, pool=arch == "resnet18_cifar_pool", **wide)
+        shortcut = "shortcut" if depth.endswith("b") else "A"
+        fields = dict(depths=(blocks,) * 3, widths=(16, 32, 64), shortcut=shortcut)
+    else:
+        fields = dict(depths=(2, 2, 2, 2), widths=(64, 128, 256, 512), shortcut="downsample", head="fc")
+        fields |= dict(stem=(7, 2, 3), pool=True) if arch == "resnet18" else dict(pool=arch == "resnet18_cifar_pool")
+    return ResNet(classes=classes, **fields | more)
 
 
 def randomise(net: nn.Module, seed: int) -> nn.Module:

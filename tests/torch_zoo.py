@@ -1,12 +1,13 @@
 """More networks in PyTorch from their published layer lists: the oracles for `jaxunlearn.models`.
 
 Names of tensors are torchvision's (DenseNet, VGG, MobileNetV2, SqueezeNet, ResNets of
-bottlenecks) and those of xternalz/WideResNet-pytorch. All take normalised NCHW images.
+bottlenecks, vision transformers) and those of xternalz/WideResNet-pytorch. All take normalised NCHW images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,23 +16,37 @@ import torch.nn.functional as F
 from torch import nn
 
 from jaxunlearn import convert, models
-from jaxunlearn._types import Model
+from jaxunlearn._types import Model, Recipe
 from tests import torch_reference
 from tests.torch_reference import randomise
 
 
 def alive(net: nn.Module, seed: int) -> nn.Module:
-    """Give a network weights through which inputs reach the logits, and random BatchNorm; in eval mode, no dropout."""
+    """Give a network weights through which inputs reach the logits, and random norms; in eval mode, no dropout."""
     generator = torch.Generator().manual_seed(seed)
+
+    def uniform(tensor: torch.Tensor, low: float, high: float) -> None:
+        tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 inputs = module.weight[0].numel()
                 module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * (2 / inputs) ** 0.5)
                 if module.bias is not None:
-                    module.bias.copy_(torch.rand(module.bias.shape, generator=generator) - 0.5)
+                    uniform(module.bias, -0.5, 0.5)
+            if isinstance(module, nn.MultiheadAttention):
+                width = module.embed_dim  # queries and keys long enough that tokens differ in what they attend to
+                module.in_proj_weight.copy_(torch.randn(3 * width, width, generator=generator) * width**-0.5)
+                uniform(module.in_proj_bias, -0.5, 0.5)
+            if isinstance(module, nn.LayerNorm):
+                uniform(module.weight, 0.5, 1.5)
+                uniform(module.bias, -0.5, 0.5)
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        for name, tensor in net.named_parameters():
+            if name in ("class_token", "encoder.pos_embedding"):
+                uniform(tensor, -1.0, 1.0)
     return randomise(net, seed)
 
 
@@ -305,11 +320,55 @@ class SqueezeNet(nn.Module):
         return self.classifier(self.features(x)).flatten(1)
 
 
+class EncoderLayer(nn.Module):
+    """Dosovitskiy et al. 2021, figure 1, on the right."""
+
+    def __init__(self, width: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.ln_1, self.ln_2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.self_attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        first, second = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.mlp = nn.Sequential(first, nn.GELU(), nn.Dropout(0.0), second, nn.Dropout(0.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.ln_1(x)
+        x = x + self.self_attention(y, y, y, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
+class Encoder(nn.Module):
+    def __init__(self, tokens: int, width: int, depth: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.pos_embedding = nn.Parameter(torch.zeros(1, tokens, width))
+        self.layers, self.ln = nn.Sequential(), nn.LayerNorm(width, eps=1e-6)
+        for i in range(depth):
+            self.layers.add_module(f"encoder_layer_{i}", EncoderLayer(width, heads, hidden))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.ln(self.layers(x + self.pos_embedding))
+
+
+class ViT(nn.Module):
+    """Dosovitskiy et al. 2021, table 1, on PyTorch's own attention."""
+
+    def __init__(self, classes: int, side: int, patch: int, width: int, depth: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.conv_proj = nn.Conv2d(3, width, patch, patch)
+        self.encoder = Encoder(1 + (side // patch) ** 2, width, depth, heads, hidden)
+        self.heads = nn.Sequential()
+        self.heads.add_module("head", nn.Linear(width, classes))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv_proj(x).flatten(2).mT
+        x = torch.cat([self.class_token.expand(len(x), -1, -1), x], 1)
+        return self.heads(self.encoder(x)[:, 0])
+
+
 class Case(NamedTuple):
     """A network at its published size, and a small one of the same kind."""
 
     full: Callable[[], Any]
-    parameters: int
     small: Callable[[], Any]
     fields: dict[str, Any]
     side: int
@@ -318,77 +377,104 @@ class Case(NamedTuple):
 DEPTHS = dict(depths=(1, 2, 1, 1), widths=(8, 16, 16, 24))
 STAGES = dict(stages=((8, 8), (16,), (24,)), hidden=32)
 DENSE = dict(blocks=(2, 3, 2), growth=8, stem=16)
+VIT = dict(width=24, depth=2, heads=3, hidden=40)
+BASIC = dict(depths=(1, 1), widths=(8, 16))
 CASES = {
     "resnet34": Case(
         lambda: torch_reference.ResNet(
             (3, 4, 6, 3), (64, 128, 256, 512), 1000, stem=(7, 2, 3), pool=True, shortcut="downsample", head="fc"
         ),
-        21_797_672,
         lambda: torch_reference.ResNet((2, 1), (8, 16), 7, stem=(7, 2, 3), pool=True, shortcut="downsample", head="fc"),
         dict(depths=(2, 1), widths=(8, 16)),
         64,
     ),
     "resnet50": Case(
         lambda: BottleneckResNet(1000),
-        25_557_032,
         lambda: BottleneckResNet(7, **DEPTHS),
         DEPTHS,
         64,
     ),
     "resnet50_cifar": Case(
         lambda: BottleneckResNet(10, small_stem=True, pool=False),
-        23_520_842,
         lambda: BottleneckResNet(7, small_stem=True, pool=False, **DEPTHS),
         DEPTHS,
         16,
     ),
     "resnet50_cifar_pool": Case(
         lambda: BottleneckResNet(10, small_stem=True),
-        23_520_842,
         lambda: BottleneckResNet(7, small_stem=True, **DEPTHS),
         DEPTHS,
         16,
     ),
     "wide_resnet50_2": Case(
         lambda: BottleneckResNet(1000, wide=2),
-        68_883_240,
         lambda: BottleneckResNet(7, wide=2, **DEPTHS),
         DEPTHS,
         64,
     ),
     "wrn_28_10": Case(
         lambda: WideResNet(10),
-        36_479_194,
         lambda: WideResNet(7, 16, 2),
         dict(depth=16, width=2),
         16,
     ),
-    "densenet121": Case(lambda: DenseNet(1000), 7_978_856, lambda: DenseNet(7, **DENSE), DENSE, 64),
-    "vgg16": Case(lambda: VGG(1000), 138_357_544, lambda: VGG(7, **STAGES), STAGES, 36),
+    "densenet121": Case(lambda: DenseNet(1000), lambda: DenseNet(7, **DENSE), DENSE, 64),
+    "vgg16": Case(lambda: VGG(1000), lambda: VGG(7, **STAGES), STAGES, 36),
     "vgg16_bn": Case(
         lambda: VGG(1000, batch_norm=True),
-        138_365_992,
         lambda: VGG(7, batch_norm=True, **STAGES),
         STAGES,
         36,
     ),
     "mobilenet_v2": Case(
         lambda: MobileNetV2(1000),
-        3_504_872,
         lambda: MobileNetV2(7, 0.35),
         dict(width=0.35),
         64,
     ),
-    "squeezenet1_1": Case(lambda: SqueezeNet(1000), 1_235_496, lambda: SqueezeNet(7), {}, 67),
+    "squeezenet1_1": Case(lambda: SqueezeNet(1000), lambda: SqueezeNet(7), {}, 67),
+    "vit_b_16": Case(lambda: ViT(1000, 224, 16, 768, 12, 12, 3072), lambda: ViT(7, 48, 16, 24, 2, 3, 40), VIT, 48),
+    "vit_tiny_cifar": Case(lambda: ViT(10, 32, 4, 192, 6, 3, 768), lambda: ViT(7, 16, 4, 24, 2, 3, 40), VIT, 16),
+}
+#: Those of `tests.torch_reference`, which have tests of their own in ``test_models.py``.
+RESIDUAL = {
+    name: Case(
+        partial(torch_reference.build, name, models.known(name).num_classes),
+        partial(torch_reference.build, name, 7, **(BASIC if name.startswith("resnet18") else {})),
+        BASIC if name.startswith("resnet18") else {},
+        8 if name == "digits_cnn" else 64 if name == "resnet18" else 16,
+    )
+    for name in models.names()
+    if name.startswith(("digits_cnn", "cifar_resnet", "resnet18"))
 }
 
 
-def pair(arch: str, count: int) -> tuple[Model, Any, np.ndarray, Any]:
-    """Our small network with the weights of PyTorch's, that one, images for ours and for it."""
-    case = CASES[arch]
-    net = alive(case.small(), seed=1)
-    recipe = models.recipe(arch, num_classes=7, input_shape=(case.side, case.side, 3), **case.fields)
+def pair(arch: str, count: int, *, full: bool = False) -> tuple[Model, Any, np.ndarray, Any]:
+    """Our network with the weights of PyTorch's, that one, images for ours and for it: small, or of the usual size.
+
+    The logits of a network of the usual size are scaled to a standard deviation of 3.
+    """
+    case = (CASES | RESIDUAL)[arch]
+    net = alive(case.full() if full else case.small(), seed=1)
+    shape = models.known(arch).input_shape
+    recipe = models.recipe(arch)
+    if not full:
+        shape = (case.side, case.side, shape[-1])
+        recipe = models.recipe(arch, num_classes=7, input_shape=shape, **case.fields)
+    x = np.random.default_rng(2).random((count, *shape), np.float32)
+    if full:  # 16 x 16 squares at most: noise of single pixels is averaged out, and images are alike
+        square = max(shape[0] // 16, 1)
+        x = x[:, ::square, ::square].repeat(square, 1).repeat(square, 2)
+    normal = torch.from_numpy((x - np.float32(recipe.mean)) / np.float32(recipe.std)).permute(0, 3, 1, 2)
+    if full:
+        with torch.no_grad():
+            factor = 3 / net(normal).std()
+            for tensor in head(net, recipe).parameters():
+                tensor.mul_(factor)
     model = convert.from_torch(net.state_dict(), models.from_recipe(recipe, abstract=True))
-    x = np.random.default_rng(2).random((count, *model.spec.input_shape), np.float32)
-    normal = (x - np.float32(recipe.mean)) / np.float32(recipe.std)
-    return model, net, x, torch.from_numpy(normal).permute(0, 3, 1, 2)
+    return model, net, x, normal
+
+
+def head(net: nn.Module, recipe: Recipe) -> Any:
+    """Return the classifier of a network in PyTorch."""
+    return net.get_submodule(".".join(models.classifier(recipe) or ()).replace("_", "."))
