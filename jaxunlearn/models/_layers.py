@@ -127,13 +127,14 @@ def conv(
     pad: int | Sequence[tuple[int, int]] | None = None,
     groups: int = 1,
     use_bias: bool = False,
+    kernel_init: Any = kaiming,
 ) -> nn.Conv:
     """Return a convolution padded as PyTorch pads it (Flax's SAME at stride 2 pads (0, 1)).
 
     Args:
       features: output channels; size: of the kernel; stride: of both axes; name: of the layer.
       pad: on every side, or (low, high) of each axis; default: half the kernel.
-      groups: of channels; use_bias: whether a bias is added.
+      groups: of channels; use_bias: whether a bias is added; kernel_init: starting weights.
     """
     pad = size // 2 if pad is None else pad
     return nn.Conv(
@@ -143,7 +144,7 @@ def conv(
         padding=((pad, pad), (pad, pad)) if isinstance(pad, int) else tuple(pad),
         feature_group_count=groups,
         use_bias=use_bias,
-        kernel_init=kaiming,
+        kernel_init=kernel_init,
         conv_general_dilated=conv_general_dilated,
         name=name,
     )

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxunlearn._types import Array
-from jaxunlearn.models._conv import conv_general_dilated
-from jaxunlearn.models._layers import BatchNorm
+from jaxunlearn.models._layers import BatchNorm, conv
 
 #: Output channels at width 1 and stride of each of the 13 blocks (table 1 of the paper).
 _BLOCKS = ((64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *[(512, 1)] * 5, (1024, 2), (1024, 1))
+_start = nn.initializers.lecun_normal()
 
 
 class MobileNetV1(nn.Module):
@@ -40,25 +40,10 @@ class MobileNetV1(nn.Module):
             x = _layer(x, x.shape[-1], 3, stride, f"conv_dw_{i}", groups=x.shape[-1], train=train)
             x = _layer(x, int(features * self.width), 1, 1, f"conv_pw_{i}", train=train)
         x = jnp.mean(x, axis=(1, 2), keepdims=True)
-        return _conv(self.num_classes, 1, 1, self.head, use_bias=True)(x)[:, 0, 0]
+        return conv(self.num_classes, 1, 1, self.head, use_bias=True, kernel_init=_start)(x)[:, 0, 0]
 
 
 def _layer(x: Array, features: int, size: int, stride: int, name: str, *, groups: int = 1, train: bool) -> Array:
-    x = _conv(features, size, stride, name, groups=groups)(x)
+    pad = (size // 2 if stride == 1 else 0, size // 2)  # as Keras pads: at stride 2 below and to the right only
+    x = conv(features, size, stride, name, pad=(pad, pad), groups=groups, kernel_init=_start)(x)
     return nn.relu6(BatchNorm(0.99, 1e-3, name=f"{name}_bn")(x, train=train))
-
-
-def _conv(features: int, size: int, stride: int, name: str, *, groups: int = 1, use_bias: bool = False) -> nn.Conv:
-    """Return a convolution padded as Keras pads it: at stride 2 below and to the right only."""
-    high = size // 2
-    low = high if stride == 1 else 0
-    return nn.Conv(
-        features,
-        (size, size),
-        strides=(stride, stride),
-        padding=((low, high), (low, high)),
-        feature_group_count=groups,
-        use_bias=use_bias,
-        conv_general_dilated=conv_general_dilated,
-        name=name,
-    )
