@@ -56,6 +56,9 @@ class _State(NamedTuple):
     opt_state: PyTree
 
 
+_Stepped = tuple[_State, dict[str, Array]]
+
+
 class _Codes(NamedTuple):
     """A code for each class, (C, *input_shape), and how often it takes the place of an image."""
 
@@ -102,7 +105,7 @@ def train(
     codes: Any = None,
     mix: float | None = None,
     loop: Loop = "auto",
-    callback: Callback | None = None,
+    callback: Callback = lambda epochs: None,
 ) -> TrainResult:
     """Train a classifier with SGD on cross-entropy, from the weights it has.
 
@@ -239,9 +242,7 @@ def replaced(key: Array, epoch: Array | int, rows: Array, mix: Array | float) ->
     return jax.vmap(lambda row: jax.random.uniform(jax.random.fold_in(of_epoch, row)))(rows) < mix
 
 
-def _step(
-    plan: _Plan, state: _State, key: Array, order: Array, i: Array, given: _Given
-) -> tuple[_State, dict[str, Array]]:
+def _step(plan: _Plan, state: _State, key: Array, order: Array, i: Array, given: _Given) -> _Stepped:
     """Take step i (from 0, over all epochs) on its slice of the epoch's order."""
     x, y, weight, sgd, codes = given
     members = jnp.sum(weight > 0, dtype=jnp.int32)
@@ -269,16 +270,12 @@ def _step(
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _host_step(
-    plan: _Plan, state: _State, key: Array, order: Array, i: Array, given: _Given
-) -> tuple[_State, dict[str, Array]]:
+def _host_step(plan: _Plan, state: _State, key: Array, order: Array, i: Array, given: _Given) -> _Stepped:
     return _laned(plan, partial(_step, plan))(state, key, order, i, given)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _device_epoch(
-    plan: _Plan, state: _State, key: Array, order: Array, first: Array, given: _Given
-) -> tuple[_State, dict[str, Array]]:
+def _device_epoch(plan: _Plan, state: _State, key: Array, order: Array, first: Array, given: _Given) -> _Stepped:
     step = _laned(plan, partial(_step, plan))
     steps = first + jnp.arange(plan.steps_per_epoch)
     return jax.lax.scan(lambda state, i: step(state, key, order, i, given), state, steps)
@@ -295,7 +292,7 @@ def _laned(plan: _Plan, step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _run(
-    plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop, callback: Callback | None = None
+    plan: _Plan, model: Model, key: Array, given: _Given, loop: Loop, tell: Callback = lambda epochs: None
 ) -> TrainResult:
     _validate.one_of("loop", loop, ("auto", "device", "host"))
     host = loop == "host" or (loop == "auto" and jax.default_backend() == "cpu")
@@ -309,8 +306,8 @@ def _run(
     steps = plan.steps_per_epoch * plan.epochs
     with _journal.work("training") as work:
         done, state, infos = work.resume(state)
-        if callback is not None and infos:
-            callback(infos)
+        if infos:
+            tell(infos)
         for epoch in range(done, plan.epochs):
             order, first = _order(plan, key, epoch, given.weight), epoch * plan.steps_per_epoch
             if host:
@@ -321,17 +318,14 @@ def _run(
                 _progress.report("training", first + plan.steps_per_epoch, steps)
             _require_finite(stacked["loss"], first, steps, float(given.sgd.learning_rate))
             infos.append(stacked)
-            if callback is not None:
-                callback(infos)
+            tell(infos)
             work.keep(epoch + 1, state, infos)
     # Lanes lead: (steps, lanes) -> (lanes, steps).
     history = {name: np.concatenate([info[name] for info in infos]).T for name in infos[0]}
     return TrainResult(model.replace(params=state.params, model_state=state.model_state), history)
 
 
-def _host_epoch(
-    plan: _Plan, state: _State, key: Array, order: Array, first: int, given: _Given
-) -> tuple[_State, dict[str, np.ndarray]]:
+def _host_epoch(plan: _Plan, state: _State, key: Array, order: Array, first: int, given: _Given) -> tuple[_State, Any]:
     with _journal.work("epoch") as work:
         done, state, each = work.resume(state)
         for i in range(first + done, first + plan.steps_per_epoch):

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task
 from rich.table import Column
 from rich.text import Text
 
-from jaxunlearn.cli._progress import clock, counted, left, rate
+from jaxunlearn.cli._pace import clock, counted, left, rate
 
 #: Columns of a terminal below which there is no room for a bar, and from which on for a long one.
 NARROW, WIDE = 60, 100

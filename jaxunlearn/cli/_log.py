@@ -68,10 +68,10 @@ def opened(folder: str | os.PathLike[str] | None, *, resume: bool) -> Iterator[C
 
 
 @contextlib.contextmanager
-def epochs(folder: str | os.PathLike[str] | None, *, resume: bool) -> Iterator[training.Callback | None]:
+def epochs(folder: str | os.PathLike[str] | None, *, resume: bool) -> Iterator[training.Callback]:
     """Give what writes the loss and the accuracy of a training, the mean of each epoch; the rest is as in `opened`."""
     if folder is None:
-        yield None
+        yield lambda history: None
         return
     with contextlib.closing(_Epochs(folder, resume=resume)) as log:
         yield log

@@ -234,7 +234,7 @@ def _plan(args: argparse.Namespace, model: Model, source: Source, device: str) -
 
 
 def _fit(
-    args: argparse.Namespace, model: Model, x: Any, y: Any, codes: Any, curves: training.Callback | None
+    args: argparse.Namespace, model: Model, x: Any, y: Any, codes: Any, curves: training.Callback
 ) -> training.TrainResult:
     settings = {name: getattr(args, name) for name in ("epochs", "batch_size", "learning_rate", "momentum")}
     try:
