@@ -86,8 +86,11 @@ def test_names_of_others_stand_for_ours() -> None:
 def test_dropout_takes_its_keys_from_the_seam(arch: str) -> None:
     fields = CASES[arch].fields if arch == "vgg16" else dict(depth=10, width=1, dropout=0.3)
     recipe = models.recipe(arch, num_classes=7, input_shape=(16, 16, 3), **fields)
-    model = models.from_recipe(recipe, key=jax.random.key(0))
-    x = jax.random.uniform(jax.random.key(1), (2, 16, 16, 3))
+    rng = np.random.default_rng(0)
+    abstract = models.from_recipe(recipe, abstract=True)  # fresh weights would be compiled, for longer than all else
+    params = jax.tree.map(lambda leaf: jnp.asarray(0.2 * rng.standard_normal(leaf.shape, np.float32)), abstract.params)
+    state = jax.tree.map(lambda leaf: jnp.asarray(0.5 + rng.random(leaf.shape, np.float32)), abstract.model_state)
+    model, x = abstract.replace(params=params, model_state=state), rng.random((2, 16, 16, 3), np.float32)
 
     @partial(jax.jit, static_argnames="train")
     def apply(rngs: dict | None, train: bool) -> jax.Array:
