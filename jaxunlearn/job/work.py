@@ -47,7 +47,7 @@ class Measured:
         for name, rows in request.sets().items():
             if only is not None and name not in only:
                 continue
-            # Of other sets not even their logits are held, so that memory does not grow with them.
+            # Of other sets not even their logits are held: of a million images and a thousand classes, 4 GB.
             measure = inference.logits if name == "forget" else inference.predictions
             found = measure(model, source.view(rows), label=f"measuring {when}: {name} set")
             self.accuracy[name], self.sizes[name] = accuracy(found, source.labels[rows]), len(rows)
