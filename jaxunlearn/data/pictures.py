@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import warnings
@@ -210,10 +211,9 @@ class Pictures(Kept):
     def _read(self, rows: np.ndarray) -> list[Any]:
         """Return each picture's pixels, or its error."""
         contents = self._contents(rows)
-        # Filters are the process's, so one block in this thread serves those that decode.
-        with warnings.catch_warnings(), ThreadPoolExecutor(max(1, min(len(contents), _cores()))) as threads:
+        with warnings.catch_warnings():  # filters are the process's: this block serves the threads that decode
             warnings.simplefilter("ignore")  # what Pillow finds odd and reads nevertheless; bombs are ours to refuse
-            return list(threads.map(self._one, contents))
+            return list(_threads().map(self._one, contents))
 
     def _one(self, content: Content) -> Any:
         try:
@@ -227,6 +227,12 @@ class Pictures(Kept):
                 f"is {have}, others are {need}, and this network of your own says no size to bring them to"
             )
         return pixels
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Return threads that live as long as the process: new ones for each read would leave memory behind each time."""
+    return ThreadPoolExecutor(_cores(), thread_name_prefix="jaxunlearn-decoding")
 
 
 def _cores() -> int:
