@@ -18,6 +18,15 @@ project, author, release = "jaxunlearn", "the jaxunlearn authors", jaxunlearn.__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 exclude_patterns: list[str] = []
 default_role = "py:obj"  # `name` in a docstring is a link
+nitpicky = True  # and one that leads nowhere is an error
+nitpick_ignore_regex = [
+    # Other packages: their pages are elsewhere, and the site needs no network.
+    ("py:.*", r"(jax|jaxlib|lax|numpy|np|optax|flax|nnx|pandas|matplotlib)\..*"),
+    ("py:.*", r"(collections\.abc|dataclasses|fnmatch|os|pathlib|typing)\..*"),
+    # What annotations name and no page has: aliases of types, and what is private.
+    ("py:class", r"(jaxunlearn\._types\.)?(ApplyFn|Array|Info|Params|Path|PyTree)"),
+    ("py:class", r"jaxunlearn\.(\w+\.)*_\w+(\.\w+)?"),
+]
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["deflist"]

@@ -169,7 +169,7 @@ def connect(app: Any) -> None:
 def _no_type(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Keep napoleon from taking what stands before a colon in a property's docstring for its type."""
     if what in ("property", "attribute", "data"):
-        lines.insert(0, "")
+        lines.insert(0, "\\ ")  # an empty line would be passed over
 
 
 def _plain_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
@@ -181,6 +181,12 @@ def _plain_stars(app: Any, what: str, name: str, thing: Any, options: Any, lines
             parts = re.split(r"(``.*?``|`[^`]*`)", line)
             parts[::2] = [re.sub(r"(?<![\w*\\])\*(?=\w)(?![\w ]+\*)|\|", r"\\\g<0>", part) for part in parts[::2]]
             lines[number] = "".join(parts)
+        # Of "low, high" Sphinx would take the first for the type of the second.
+        lines[number] = re.sub(r"^(:\w+ )((?:\\?\*{0,2}\w+, )+\w+:)", _one_word, lines[number])
+
+
+def _one_word(match: re.Match[str]) -> str:
+    return match[1] + match[2].replace(" ", "")
 
 
 def _skip(app: Any, what: str, name: str, thing: Any, skip: bool, options: Any) -> bool | None:
@@ -198,10 +204,12 @@ def _by_last_name(app: Any, env: Any, node: Any, contnode: Any) -> Any:
         return None
     domain = env.get_domain("py")
     kinds = ("class", "function", "exception")
-    found = [
-        full
-        for full, entry in domain.objects.items()
-        if full.rpartition(".")[2] == name and entry.objtype in kinds and full.startswith("jaxunlearn")
+    ours = {
+        full: entry for full, entry in domain.objects.items() if full.startswith("jaxunlearn") and not entry.aliased
+    }
+    found = [full for full in ours if "." in target and full.endswith(f".{target}")]
+    found = found or [
+        full for full, entry in ours.items() if full.rpartition(".")[2] == name and entry.objtype in kinds
     ]
     first = [full for full in found if full == f"jaxunlearn.{name}"] or (found if len(set(found)) == 1 else [])
     if not first:

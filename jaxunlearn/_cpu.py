@@ -38,7 +38,7 @@ def tune_cpu() -> bool:
     then differ from those without by rounding.
 
     Returns:
-      Whether the C library took it: glibc does, others are left as they are.
+      Whether the C library took it; glibc does, others are left as they are.
 
     >>> tune_cpu() in (True, False)
     True

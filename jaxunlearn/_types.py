@@ -309,7 +309,7 @@ class MethodSpec:
     Attributes:
       name: as on the command line.
       make: ``make(config) -> Unlearner``; reads the static fields of the config only.
-      Config: frozen dataclass of hyper-parameters (`jaxunlearn._config`).
+      Config: frozen dataclass of hyper-parameters (``jaxunlearn._config``).
       summary: one line.
       goals: the goals it can pursue.
       needs: of "retain", "public", "taps", "init", artefact kinds; empty: model and forget set only.
@@ -370,7 +370,7 @@ class Artefact:
       version: of the layout of ``arrays``.
       arrays: named arrays.
       meta: JSON-able facts.
-      model_digest: `jaxunlearn._tree.digest` of the model it was made from.
+      model_digest: ``jaxunlearn._tree.digest`` of the model it was made from.
     """
 
     kind: str

@@ -219,7 +219,7 @@ def run(
       key: typed key (`jax.random.key`); same key, same result.
       loop: "host" steps from Python, "device" runs segments on the accelerator, "auto" is host on CPU.
       callback: called with an `Event`; raising KeyboardInterrupt stops the run and keeps what it has.
-      resume: a `Result.state` to go on from, in place of preparing.
+      resume: a ``Result.state`` to go on from, in place of preparing.
 
     Returns:
       A `Result`; ``forgotten`` comes from a separate forward pass of the returned model.

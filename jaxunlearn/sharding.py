@@ -20,7 +20,7 @@ DATA_AXIS = "data"
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Return a mesh of one automatic axis, ``"data"``, over some devices (default: all).
 
-    The axis is `AxisType.Auto`: under explicit axes per-example gradients, ``x[index]``
+    The axis is `jax.sharding.AxisType.Auto`: under explicit axes per-example gradients, ``x[index]``
     and ``top_k`` raise.
 
     Raises:

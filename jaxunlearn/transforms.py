@@ -119,7 +119,7 @@ def freeze_paths(*patterns: str) -> optax.GradientTransformationExtraArgs:
     """Set the updates of whole tensors to zero, by path; put it last in an `optax.chain`.
 
     Args:
-      *patterns: shell patterns (`fnmatch`) on slash-joined paths such as
+      *patterns: shell patterns (`fnmatch.fnmatchcase`) on slash-joined paths such as
         "block1/conv/kernel"; ``*`` crosses slashes, case matters.
 
     Raises:

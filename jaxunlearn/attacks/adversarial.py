@@ -50,7 +50,7 @@ def adversarial_set(
       loop: "auto", "host" or "device"; does not change the result.
 
     Returns:
-      draws * k images: x adversarial, y the original label, target the label
+      draws * k images, x adversarial, y the original label, target the label
       attacked towards, weight and index of the instance.
 
     Raises:

@@ -90,7 +90,7 @@ class PGD:
         return _repeat.call(PGD.finish, (self,), x, d, limits)
 
     def limits(self, x: Array, *, epsilon: Scalar, step_size: Scalar | None = None, box: Box = (0.0, 1.0)) -> Limits:
-        """Check the scalars of a call, as `__call__` says, and return them in the dtype of x."""
+        """Check the scalars of a call, as ``__call__`` says, and return them in the dtype of x."""
         if not jnp.issubdtype(x.dtype, jnp.floating):
             raise TypeError(f"x must be floating point; got {x.dtype}")
         if step_size is None:

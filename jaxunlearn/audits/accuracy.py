@@ -50,7 +50,7 @@ def behaviour(before: Any, after: Any, y: Any) -> list[dict[str, Any]]:
       y: (n,) int labels.
 
     Returns:
-      One dict an instance: ``label``; ``before`` and ``after``, the predicted
+      One dict an instance, of ``label``; ``before`` and ``after``, the predicted
       labels; ``confidence_before`` and ``confidence_after``, their softmax
       probabilities; ``label_probability_before`` and ``..._after``, those of
       the label. None where the logits hold a NaN or infinity.

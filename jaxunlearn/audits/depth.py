@@ -46,7 +46,7 @@ def depth(
       relearn_max_steps: after how many steps it gives up.
 
     Returns:
-      Plain numbers, JSON-able:
+      Plain numbers, JSON-able, by these names.
 
       * ``images``: k.
       * ``recognised``: share of versions (`variants.versions`) still given the
@@ -106,7 +106,7 @@ def restoring_perturbation(model: Model, x: Any, y: Any, *, key: Array) -> np.nd
     Targeted PGD from the image itself in balls of doubling radius; what
     succeeds is shortened along its direction while the label holds. An upper
     bound of the true minimum: every length returned was checked. 0 where the label
-    is still given, NaN where no ball up to `largest_radius` sufficed.
+    is still given, NaN where no ball up to ``largest_radius`` sufficed.
 
     Args:
       model: the classifier, in eval mode.

@@ -27,7 +27,7 @@ def versions(
 
     mirrored: left to right. cropped: padded by reflection (an eighth of the
     shorter side), cropped at random, flipped at random; ``draws`` times.
-    shifted: by 1 to `max_shift` pixels in 8 directions, wrapped; ``which`` is the
+    shifted: by 1 to ``max_shift`` pixels in 8 directions, wrapped; ``which`` is the
     number of pixels. noisy: normal, standard deviation 8/255 of the box,
     clipped; ``draws`` times. jpeg: qualities 75 and 50, where Pillow is
     installed. rotated: by -10, -5, 5 and 10 degrees about the centre, bilinear,

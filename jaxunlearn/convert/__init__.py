@@ -1,6 +1,6 @@
 """Foreign weights: PyTorch's, Keras's and other people's Flax weights to Flax variables, and back.
 
-The layout is mechanical (`jaxunlearn.convert.layouts`). The path
+The layout is mechanical (``jaxunlearn.convert.layouts``). The path
 ``layer1_0/conv1/kernel`` is PyTorch's tensor ``layer1.0.conv1.weight`` and
 Keras's ``layer1_0/conv1/kernel``; its last step decides what happens to the axes:
 
@@ -60,7 +60,7 @@ __all__ = [
 def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
     """Fill a model's weights and statistics from a PyTorch state dict.
 
-    Names may be those of a dialect (`jaxunlearn.convert.dialects`): Transformers's
+    Names may be those of a dialect (``jaxunlearn.convert.dialects``): Transformers's
     for networks that torchvision has, too, or those of old files.
 
     Args:

@@ -43,7 +43,7 @@ def patches(layer: Layer, x: Array) -> Array:
       x: that input, (n, *sides, channels).
 
     Returns:
-      (n * places, prod(kernel) * channels), columns in the order of Flax's kernels: sides, then channels.
+      (n * places, prod(kernel) * channels), columns in the order of Flax's kernels, sides before channels.
 
     >>> x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     >>> patches(Layer((2, 2), (1, 1), ((0, 0), (0, 0))), x).tolist()

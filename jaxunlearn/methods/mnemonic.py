@@ -2,7 +2,7 @@
 
 The network was trained with the codes mixed in (`training.train(codes=...)`);
 at request time they stand for the classes, so no image is needed and nothing is
-trained: one forward and backward pass a class, and the edit of `_mnemonic`.
+trained: one forward and backward pass a class, and the edit of ``_mnemonic``.
 The forget set only says which classes: those of its labels.
 
 Where we leave the published code: MNEM-1, no noise in the edit (as version 2);

@@ -24,7 +24,7 @@ from jaxunlearn.adapters import LinenInit, from_linen
 from jaxunlearn.models import own
 from jaxunlearn.models.registry import ALIASES, ARCHS, TIMM, Arch
 
-__all__ = ["aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
+__all__ = ["Arch", "aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
 
 #: What a stranger's recipe may ask for: more would be built for hours, or fill the memory with one batch.
 _MOST_LAYERS, _MOST_INPUTS = 256, 2**27

@@ -5,11 +5,23 @@ own unlabelled images are proxies as they are, or through `augment`. `draw_codes
 makes random images that training mixes in, to stand for a class later.
 """
 
-from jaxunlearn.proxies.codes import codes_artefact as codes_artefact, draw_codes as draw_codes
-from jaxunlearn.proxies.copies import DEPTHS as DEPTHS, copies as copies
+from jaxunlearn.proxies.codes import codes_artefact, draw_codes
+from jaxunlearn.proxies.copies import DEPTHS as DEPTHS, copies
 from jaxunlearn.proxies.inversion import (
-    InversionConfig as InversionConfig,
-    invert as invert,
-    invert_artefact as invert_artefact,
+    InversionConfig,
+    invert,
+    invert_artefact,
 )
-from jaxunlearn.proxies.mixing import augment as augment, cutmix as cutmix, shift_and_mirror as shift_and_mirror
+from jaxunlearn.proxies.mixing import augment, cutmix, shift_and_mirror
+
+__all__ = [
+    "InversionConfig",
+    "augment",
+    "codes_artefact",
+    "copies",
+    "cutmix",
+    "draw_codes",
+    "invert",
+    "invert_artefact",
+    "shift_and_mirror",
+]

@@ -37,7 +37,7 @@ def copies(key: Array, x: Any, n: int, depth: str, *, box: tuple[float, float] =
       key: typed key; version j of image i depends on the key, i and j.
       x: (k, height, width, channels).
       n: versions an image.
-      depth: one of `DEPTHS` but "none"; "mirror" has one version only, repeated.
+      depth: one of ``DEPTHS`` but "none"; "mirror" has one version only, repeated.
       box: range of the values.
 
     Raises:

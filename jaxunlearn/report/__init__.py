@@ -1,4 +1,4 @@
-"""The run folder: `results.json`, the checkpoint, a Markdown report and its pictures."""
+"""The run folder: ``results.json``, the checkpoint, a Markdown report and its pictures."""
 
 from jaxunlearn.report.folder import Run, check_out, is_run, read_run, write_run
 from jaxunlearn.report.record import RunRecord

@@ -108,7 +108,7 @@ class RunRecord:
         return np.asarray(self.result.forgotten, bool) & np.asarray(now)
 
     def dataframe(self) -> Any:
-        """Return the instances as a `pandas.DataFrame`, one row each; see `jaxunlearn.report.frame.frame`.
+        """Return the instances as a `pandas.DataFrame`, one row each; see ``jaxunlearn.report.frame``.
 
         Raises:
           ModuleNotFoundError: pandas is not installed.
