@@ -21,8 +21,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _session = os.environ.get("PYTEST_XDIST_TESTRUNUID")
 _cache = Path(tempfile.gettempdir(), f"jaxunlearn-tests-{_session}") if _session else tempfile.mkdtemp()
 jax.config.update("jax_compilation_cache_dir", str(_cache))
-os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)  # for the processes that tests start
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+# For the processes that tests start; by itself JAX keeps only what took a second.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(_cache)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 
 #: Memory maps of a process from which its compiled programs are dropped; Linux allows 65,530, and the next one crashes.
