@@ -95,7 +95,7 @@ LINES = {
     ),
     "unlearn --weights checkpoint --mean 0 --std 1 --data digits --forget 2 --out out": "--mean and --std go with",
     f"{BASE} --forget 2 --arch cifar_resnet21": "unknown network 'cifar_resnet21'; did you mean .*cifar_resnet20",
-    f"{BASE} --forget 2 --arch tests.digits_net:Tiny2": "is not a class of Linen modules",
+    f"{BASE} --forget 2 --arch tests.digits_net:Tiny2": "tests.digits_net has no 'Tiny2'; did you mean Tiny[?]",
     f"{BASE} --forget 2 --arch nowhere:Tiny": "cannot import the network 'nowhere:Tiny'",
     f"{BASE} --forget 2 --mean 0.5": "mean and std go together",
     f"{BASE} --forget 2 --mean 0,0,0 --std 1,1,1": "mean must have one value for each of the 1 channels",

@@ -397,7 +397,7 @@ def test_stored_images_that_cannot_be_made_to_fit(tmp_path):
 @pytest.mark.parametrize("library", ["none", "grain"])
 def test_the_pages_example_takes_anything_with_length_and_items(library):
     page = (Path(__file__).resolve().parents[1] / "docs" / "data.md").read_text()
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    block, _ = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     before, given, after = re.split(r"^(dataset = .*)$", block, flags=re.MULTILINE)
     space = {"item": lambda i: {"image": np.full((8, 8, 1), i, np.uint8), "label": i % 10}}
     if library == "grain":

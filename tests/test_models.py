@@ -202,7 +202,7 @@ def test_own_module_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "own_nets", types.SimpleNamespace(OwnNet=OwnNet, call=print))
     recipe = models.recipe("own_nets:OwnNet", num_classes=3, input_shape=(4,))
     assert models.from_recipe(recipe, key=jax.random.key(0))(jnp.ones((2, 4))).shape == (2, 3)
-    with pytest.raises(ValueError, match="'own_nets:call' is not a class of Linen modules"):
+    with pytest.raises(ValueError, match="'own_nets:call' is a function, which is called only where you name it"):
         models.from_recipe(models.recipe("own_nets:call", num_classes=3, input_shape=(4,)), abstract=True)
 
 

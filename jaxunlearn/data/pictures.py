@@ -213,7 +213,7 @@ class Pictures(Kept):
         contents = self._contents(rows)
         with warnings.catch_warnings():  # filters are the process's: this block serves the threads that decode
             warnings.simplefilter("ignore")  # what Pillow finds odd and reads nevertheless; bombs are ours to refuse
-            return list(_threads().map(self._one, contents))
+            return list(_threads(_cores()).map(self._one, contents))
 
     def _one(self, content: Content) -> Any:
         try:
@@ -230,9 +230,9 @@ class Pictures(Kept):
 
 
 @functools.cache
-def _threads() -> ThreadPoolExecutor:
+def _threads(count: int) -> ThreadPoolExecutor:
     """Return threads that live as long as the process: new ones for each read would leave memory behind each time."""
-    return ThreadPoolExecutor(_cores(), thread_name_prefix="jaxunlearn-decoding")
+    return ThreadPoolExecutor(count, thread_name_prefix="jaxunlearn-decoding")
 
 
 def _cores() -> int:

@@ -69,7 +69,7 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marke
       ValueError: its name holds bytes that are no text, which the writer of checkpoints does not take.
 
     Warns:
-      Recovered: as `recovered`.
+      Recovered: a process was killed when it had moved an earlier run aside, which was put back.
     """
     path = recovered(out_dir)
     if any("\udc80" <= char <= "\udcff" for char in str(path)):
@@ -188,7 +188,7 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
       ValueError: ``results.json`` is not JSON, or not what a run writes.
 
     Warns:
-      Recovered: as `recovered`.
+      Recovered: a process was killed when it had moved an earlier run aside, which was put back.
     """
     path = recovered(folder)
     try:

@@ -41,8 +41,8 @@ class RunRecord:
       box: range of the inputs, for drawing them.
       arch, data: name of the network and of the data source, for the reader.
       command: the command line that made the run, or None.
-      digests: SHA-256 of what went in and came out, by name: "weights before", "weights after" and those of
-        `jaxunlearn.job.digests`.
+      digests: SHA-256 of what went in and came out, by name: "weights before", "weights after", and those of
+        the data (``job/digests.py``).
       seconds: time of further phases ("load", "evaluate", ...) beside the result's own, in the last process;
         "earlier processes": of the unlearning in those before, where a run was resumed.
       curve: accuracy on a sample of a set while the run went on, ``{"test": [(step, fraction), ...]}``.
