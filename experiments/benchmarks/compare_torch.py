@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,18 @@ import torch
 
 from experiments import real
 from experiments.benchmarks import torch_l2ul
-from experiments.benchmarks.machine import QUIET, Worker, compile_clock, hardware, limit_cores, others_clock
+from experiments.benchmarks.machine import (
+    PRECISIONS,
+    QUIET,
+    Worker,
+    compile_clock,
+    found_device,
+    hardware,
+    limit_cores,
+    on_what,
+    others_clock,
+    settle,
+)
 from jaxunlearn import attacks, data, loop, methods, tune_cpu
 from jaxunlearn._types import Batch, Problem
 
@@ -61,16 +72,19 @@ def same_draws(key: jax.Array, forget: Batch, draws: int, classes: int) -> tuple
 class Bench:
     """The forget set and both networks, and one timed call for each contestant and task."""
 
-    def __init__(self, k: int, draws: int, iterations: int) -> None:
+    def __init__(
+        self, k: int, draws: int, iterations: int, *, device: str = "cpu", wait: Callable[[], None] = lambda: None
+    ) -> None:
         self.draws, self.iterations = draws, iterations
+        self.device, self.wait = {"cpu": "cpu", "gpu": "cuda"}[device], wait
         source = real.cifar10()
         rows = data.parse_forget(",".join(map(str, real.LISTED[:k])), source, seed=0)
         if k > len(real.LISTED):
             rows = data.parse_forget(f"random:{k}", source, seed=0)
         self.forget = Batch.of(source.images(rows), source.labels[rows])
         self.model = real.network("cifar_resnet20")
-        self.theirs = torch_l2ul.load(real.weights("cifar_resnet20"))
-        self.x, self.y = nchw(self.forget.x), torch.tensor(source.labels[rows]).long()
+        self.theirs = torch_l2ul.load(real.weights("cifar_resnet20")).to(self.device)
+        self.x, self.y = nchw(self.forget.x).to(self.device), torch.tensor(source.labels[rows]).long().to(self.device)
         self.config = dataclasses.replace(
             methods.get("adv-imp").Config.published(), draws=draws, attack_steps=iterations
         )
@@ -82,15 +96,17 @@ class Bench:
         if who == "ours":
             return self._ours_attack(attack_key) if what == "attack" else self._ours_job(key)
         tuned = who == "torch tuned"
-        targets, starts = same_draws(attack_key, self.forget, self.draws, self.model.spec.num_classes)
+        draws = same_draws(attack_key, self.forget, self.draws, self.model.spec.num_classes)
+        targets, starts = (tensor.to(self.device) for tensor in draws)
         model, seconds = copy.deepcopy(self.theirs), {}
-        with clock(seconds, "attack"):
+        self.wait()
+        with clock(seconds, "attack", self.wait):
             adversarial = torch_l2ul.attack(model, self.x, targets, starts, iterations=self.iterations, tuned=tuned)
         if what == "attack":
             return {"seconds": seconds["attack"]}
-        with clock(seconds, "importance"):
+        with clock(seconds, "importance", self.wait):
             weights = torch_l2ul.holding_weights(torch_l2ul.importance(model, self.x))
-        with clock(seconds, "unlearning"):
+        with clock(seconds, "unlearning", self.wait):
             outcome = torch_l2ul.unlearn(model, self.x, self.y, adversarial, weights, tuned=tuned)
         return {"seconds": sum(seconds.values()), "phases": seconds, "steps": outcome.steps, "reason": outcome.reason}
 
@@ -128,22 +144,27 @@ class Bench:
             "reason": result.stop_reason,
         }
 
-    def warm_up(self) -> None:
-        """Compile all that `run` needs: the attack, the importance, and a step of each batch shape."""
+    def warm_up(self, who: str) -> None:
+        """Compile all that `run` needs: the attack, the importance, and a step of each batch shape; wake PyTorch."""
+        if who != "ours":
+            torch_l2ul.importance(self.theirs, self.x)
+            return self.wait()
         steps = -(-len(self.x) * self.draws // self.config.companion_batch)
         self._ours_attack(jax.random.key(0))
         self._ours_job(jax.random.key(0), stop_after=steps)
+        return None
 
 
-def _work(pipe: Any, who: str, settings: dict[str, int], threads: int) -> None:
+def _work(pipe: Any, who: str, settings: dict[str, int], threads: int, device: str, precision: str) -> None:
     limit_cores(threads)
+    wait = settle(device, precision, ours=who == "ours")
     if who != "torch published":
         tune_cpu()
-    bench, compiling = Bench(**settings), compile_clock()
+    bench, compiling = Bench(**settings, device=device, wait=wait), compile_clock()
     for what, seed in iter(pipe.recv, None):
         before, began, cpu = compiling(), time.perf_counter(), time.process_time()
         if what == "warm up":
-            bench.warm_up()
+            bench.warm_up(who)
             outcome: dict[str, Any] = {"seconds": time.perf_counter() - began}
         else:
             outcome = bench.run(who, what, seed)
@@ -153,10 +174,11 @@ def _work(pipe: Any, who: str, settings: dict[str, int], threads: int) -> None:
 
 
 @contextmanager
-def clock(seconds: dict[str, float], name: str) -> Iterator[None]:
-    """Add the wall-clock seconds of a block to a dict."""
+def clock(seconds: dict[str, float], name: str, wait: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Add the wall-clock seconds of a block, until the device is done with it, to a dict."""
     began = time.perf_counter()
     yield
+    wait()
     seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
@@ -208,6 +230,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, help="attack steps (100)")
     parser.add_argument("--rounds", type=int, help="repeats (3); round n uses seed n")
     parser.add_argument("--threads", type=int, help="cores for both libraries (all that are available)")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="gpu where both see one")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="highest", help="on a GPU; PyTorch: TF32 below highest"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     small, full = (
@@ -218,16 +244,18 @@ def main(argv: list[str] | None = None) -> None:
     flags = " ".join(f"--{name} {value}" for name, value in settings.items())
     rounds = settings.pop("rounds")
     threads = limit_cores(args.threads)
-    now = datetime.datetime.now(datetime.UTC)
+    device, now = found_device(args.device), datetime.datetime.now(datetime.UTC)
+    if device["device"] == "gpu":
+        flags += f" --device gpu --precision {args.precision}"
     kept: dict[str, Any] = {
         "command": f"python -m experiments.benchmarks.compare_torch {flags}",
         "date": now.isoformat(timespec="seconds"),
-        "hardware": hardware(threads),
+        "hardware": hardware(threads) | device,
         "settings": settings | {"network": "cifar_resnet20", "method": "adv-imp", "preset": "published"},
     }
 
-    workers = {who: Worker(_work, who, settings, threads) for who in WHO}
-    kept["warm_up"] = workers["ours"].ask(("warm up", 0))
+    workers = {who: Worker(_work, who, settings, threads, device["device"], args.precision) for who in WHO}
+    kept["warm_up"] = {who: worker.ask(("warm up", 0)) for who, worker in workers.items()}["ours"]
     others, runs = others_clock(), []
     kept["runs"] = runs
     for n in range(rounds):
@@ -244,6 +272,7 @@ def main(argv: list[str] | None = None) -> None:
         worker.end()
     kept["summary"] = summary(runs)
     print(table(kept["summary"], kept["warm_up"]["compile_seconds"]))
+    print(on_what(device, args.precision))
     kept["others_share"] = max(run.get("others_share", 0.0) for run in runs)
     if kept["others_share"] > QUIET:
         print(f"\nNOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: Of products and convolutions on a GPU, as `jax.default_matmul_precision` has them.
+PRECISIONS = ("highest", "high", "default")
 #: Share of the cores' time that other processes may use during a run that counts.
 QUIET = 0.05
 
@@ -82,6 +84,66 @@ def compile_clock() -> Callable[[], float]:
 
     jax.monitoring.register_event_duration_secs_listener(listener)
     return lambda: spent[0]
+
+
+def found_device(asked: str) -> dict[str, Any]:
+    """Return what a run is on: "device", "cpu" or "gpu", and its name; looks in a process of its own, which ends.
+
+    Args:
+      asked: "cpu"; "gpu"; or "auto", the GPU where JAX and PyTorch both see one.
+
+    Raises:
+      SystemExit: a GPU is asked for and one of the two sees none.
+    """
+    seen = {"jax": None, "torch": None} if asked == "cpu" else Worker(_seen).answer()
+    if asked == "gpu" and None in seen.values():
+        blind = " and ".join(name for name, kind in seen.items() if kind is None)
+        raise SystemExit(f"--device gpu: no GPU is seen here by {blind}: nothing was run")
+    if None in seen.values():
+        return {"device": "cpu"}
+    return {"device": "gpu", "gpu": seen}
+
+
+def on_what(device: dict[str, Any], precision: str) -> str:
+    """Return the line that says what a table was measured on."""
+    if device["device"] == "cpu":
+        return "On the CPU. GPU: not run."
+    return f"On a GPU ({device['gpu']['jax']}), precision {precision}."
+
+
+def _seen(pipe: Any) -> None:
+    import jax
+    import torch
+
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    theirs = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    pipe.send({"jax": gpus[0].device_kind if gpus else None, "torch": theirs})
+
+
+def settle(device: str, precision: str, *, ours: bool) -> Callable[[], None]:
+    """Bind this process to a device and both libraries to a precision; call before a device is touched.
+
+    Args:
+      device: "cpu" or "gpu"; on a CPU precision is what it is.
+      precision: of products and convolutions: "highest" is float32 in both libraries; else PyTorch uses TF32, JAX what
+        `jax.default_matmul_precision` makes of it.
+      ours: whether JAX is to have the device; in PyTorch's processes it makes the inputs, on the CPU.
+
+    Returns:
+      What waits until PyTorch's work on the device is done.
+    """
+    import jax
+    import torch
+
+    if device == "cpu":
+        return lambda: None
+    if ours:
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # the other contestants need memory, too
+        jax.config.update("jax_default_matmul_precision", precision)
+    else:
+        jax.config.update("jax_platforms", "cpu")
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision != "highest"
+    return torch.cuda.synchronize
 
 
 def limit_cores(threads: int | None) -> int:

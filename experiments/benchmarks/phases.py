@@ -3,6 +3,7 @@
     python -m experiments.benchmarks.phases            # all: an hour or more on 2 cores
     python -m experiments.benchmarks.phases --quick    # ResNet-20, k = 16, small budgets: under three minutes
     python -m experiments.benchmarks.phases --picture F.png --from RESULT.json
+    python -m experiments.benchmarks.phases --device gpu --precision default
 
 Each contestant is a process of its own, so that its peak memory is its own; they
 do the same phase in turn, the order rotating by repeat, so that what a machine
@@ -64,7 +65,7 @@ QUICK = {"cifar_resnet20": Budget(2, 5, 32, 2, 1000)}
 class Ours:
     """This library, jitted; phases return when their numbers are there."""
 
-    def __init__(self, arch: str, k: int, budget: Budget) -> None:
+    def __init__(self, arch: str, k: int, budget: Budget, *, device: str) -> None:
         import jax
 
         from experiments.benchmarks.machine import compile_clock
@@ -72,7 +73,7 @@ class Ours:
         from jaxunlearn._config import static, traced
         from jaxunlearn._types import Batch, Problem
 
-        self.jax, self.budget, self.compiling = jax, budget, compile_clock()
+        self.jax, self.budget, self.device, self.compiling = jax, budget, device, compile_clock()
         self.model, x, y, self.many = _case(arch, k, budget)
         self.forget = Batch.of(x, y)
         spec = methods.get("adv-imp")
@@ -81,6 +82,7 @@ class Ours:
         problem = Problem(model=self.model, forget=self.forget)
         self.start = loop.start(self.unlearner, jax.random.key(0), problem, traced(config))
         self.advance = jax.jit(loop.advance, static_argnums=0, static_argnames=("phase", "part"))
+        self.segment = jax.jit(loop.segment, static_argnums=0, static_argnames=("phase", "size"))
         self.mas = importance.mas(
             self.model.apply_fn, variant="batch_mean", accumulate="released", train=True, batch_size=32
         )
@@ -114,6 +116,8 @@ class Ours:
 
     def unlearning(self, seed: int) -> Any:
         state = self.start
+        if self.device == "gpu":  # as the loop does there: no look from the host between steps
+            return self.segment(self.unlearner, state, np.int32(self.budget.steps), phase=0)[0].inner.model.params
         period = self.unlearner.phases[0].draws(state.inner).period
         for t in range(self.budget.steps):
             state, _ = self.advance(self.unlearner, state, phase=0, part=period[t % len(period)])
@@ -130,24 +134,32 @@ class Ours:
         self.jax.block_until_ready(getattr(self, phase)(seed))
         return {"seconds": time.perf_counter() - began, "compile": self.compiling() - before}
 
+    def peak(self) -> int:
+        """Return the most bytes that were in use on the GPU, or by the process."""
+        return self.jax.devices()[0].memory_stats()["peak_bytes_in_use"] if self.device == "gpu" else _process_peak()
+
 
 class Theirs:
     """Eager PyTorch, as published or tuned."""
 
-    def __init__(self, arch: str, k: int, budget: Budget, *, tuned: bool) -> None:
+    def __init__(
+        self, arch: str, k: int, budget: Budget, *, tuned: bool, device: str, wait: Callable[[], None]
+    ) -> None:
         import torch
 
         from experiments.benchmarks import torch_networks
         from experiments.benchmarks.compare_torch import nchw
 
-        self.torch, self.budget, self.tuned = torch, budget, tuned
+        self.torch, self.budget, self.tuned, self.wait = torch, budget, tuned, wait
+        self.device = {"cpu": "cpu", "gpu": "cuda"}[device]
         model, x, y, many = _case(arch, k, budget)
-        self.model = torch_networks.twin(model)
-        self.x, self.y, self.many = nchw(x), torch.tensor(y).long(), nchw(many)
+        self.model = torch_networks.twin(model).to(self.device)
+        given = (nchw(x), torch.tensor(y).long(), nchw(many))
+        self.x, self.y, self.many = (tensor.to(self.device) for tensor in given)
         generator = torch.Generator().manual_seed(0)
         shape = (budget.draws, k)
-        self.targets = torch.randint(0, 10, shape, generator=generator)
-        self.starts = torch.rand((*shape, *self.x.shape[1:]), generator=generator)
+        self.targets = torch.randint(0, 10, shape, generator=generator).to(self.device)
+        self.starts = torch.rand((*shape, *self.x.shape[1:]), generator=generator).to(self.device)
         # What the steps of unlearning see beside the forget set; only its number matters here.
         near = (self.x[None] + 0.01 * self.starts).clamp(0, 1).flatten(0, 1), self.targets.flatten()
         self.adversarial = near
@@ -164,7 +176,7 @@ class Theirs:
         return torch_l2ul.importance(self.model, self.x)
 
     def curvature(self, seed: int) -> Any:
-        x, label = self.many[: self.budget.rows], self.torch.arange(self.budget.rows) % 10
+        x, label = self.many[: self.budget.rows], self.torch.arange(self.budget.rows, device=self.device) % 10
         names, kernels = zip(*((n, p) for n, p in self.model.named_parameters() if p.ndim > 1), strict=True)
         self.model.eval()
         if not self.tuned:
@@ -202,12 +214,18 @@ class Theirs:
         mode = self.torch.inference_mode if self.tuned else self.torch.no_grad
         size = 256 if self.tuned else 1000
         with mode():
-            return [self.model(part) for part in self.many.split(size)]
+            return [self.model(part).cpu() for part in self.many.split(size)]
 
     def timed(self, phase: str, seed: int) -> dict[str, float]:
+        self.wait()
         began = time.perf_counter()
         getattr(self, phase)(seed)
+        self.wait()
         return {"seconds": time.perf_counter() - began, "compile": 0.0}
+
+    def peak(self) -> int:
+        """Return the most bytes that were in use on the GPU, or by the process."""
+        return self.torch.cuda.max_memory_allocated() if self.device == "cuda" else _process_peak()
 
 
 def _case(arch: str, k: int, budget: Budget) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray]:
@@ -229,41 +247,69 @@ def _case(arch: str, k: int, budget: Budget) -> tuple[Any, np.ndarray, np.ndarra
     return model, x, y.astype(np.int32), source.images(source.splits["test"][: max(budget.images, budget.rows)])
 
 
-def _worker(pipe: Any, who: str, arch: str, k: int, budget: Budget, cores: int) -> None:
-    """Do phases as they are asked for, until None."""
+def _process_peak() -> int:
     import resource
 
-    from experiments.benchmarks.machine import limit_cores
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _worker(pipe: Any, who: str, arch: str, k: int, budget: Budget, cores: int, device: str, precision: str) -> None:
+    """Do phases as they are asked for, until None."""
+    from experiments.benchmarks.machine import limit_cores, settle
     from jaxunlearn import tune_cpu
 
     limit_cores(cores)
+    wait = settle(device, precision, ours=who == OURS)
     if who != PUBLISHED:
         tune_cpu()
-    contestant = Ours(arch, k, budget) if who == OURS else Theirs(arch, k, budget, tuned=who == TUNED)
+    contestant: Ours | Theirs
+    if who == OURS:
+        contestant = Ours(arch, k, budget, device=device)
+    else:
+        contestant = Theirs(arch, k, budget, tuned=who == TUNED, device=device, wait=wait)
     for phase, seed in iter(pipe.recv, None):
-        pipe.send(contestant.timed(phase, seed) | {"peak": 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss})
+        pipe.send(contestant.timed(phase, seed) | {"peak": contestant.peak()})
 
 
-def _flops(pipe: Any, archs: tuple[str, ...], cores: int) -> None:
-    """Send the forward FLOPs of an image by network, and what a large matrix product and a large copy reach here."""
+def _ceiling(pipe: Any, archs: tuple[str, ...], cores: int, device: str, precision: str) -> None:
+    """Send what a large matrix product and a large copy reach here, and by network what an image takes.
+
+    "forward": FLOPs of its forward pass; "input gradient bytes": what the compiled input gradient of 64 images reads
+    and writes by XLA's count, an image.
+    """
     import jax
     import jax.numpy as jnp
     import torch
 
-    from experiments.benchmarks.machine import limit_cores
+    from experiments.benchmarks.machine import limit_cores, settle
     from jaxunlearn import models
 
     limit_cores(cores)
-    forward = {}
+    settle(device, precision, ours=True)
+    forward, moved = {}, {}
     for arch in archs:
         model = models.from_recipe(models.recipe(arch), key=jax.random.key(0))
-        x = jnp.zeros((1, *model.spec.input_shape))
-        forward[arch] = float(jax.jit(lambda x, model=model: model(x)).lower(x).cost_analysis()["flops"])
-    a, big = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32), np.zeros(2**26, np.float32)
-    ours, theirs = jnp.asarray(a), torch.from_numpy(a)
-    product, copied = jax.jit(lambda a: a @ a), torch.from_numpy(big)
-    best = min(_best(lambda: product(ours).block_until_ready()), _best(lambda: theirs @ theirs))
-    pipe.send({"forward": forward, "flops": 2 * 2048**3 / best, "bytes": 2 * big.nbytes / _best(copied.clone)})
+        x = jnp.zeros((64, *model.spec.input_shape))
+        forward[arch] = float(jax.jit(lambda x, model=model: model(x)).lower(x[:1]).cost_analysis()["flops"])
+        slope = jax.jit(jax.grad(lambda x, model=model: jnp.sum(jax.nn.logsumexp(model(x), axis=-1))))
+        moved[arch] = float(slope.lower(x).compile().cost_analysis()["bytes accessed"]) / 64
+    n = 2048 if device == "cpu" else 8192
+    a, big = np.random.default_rng(0).normal(size=(n, n)).astype(np.float32), np.zeros(2**26, np.float32)
+    ours, copied = jnp.asarray(a), jnp.asarray(big)
+    product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda a: a + 1)
+    best, copying = _best(lambda: product(ours).block_until_ready()), _best(lambda: copy(copied).block_until_ready())
+    if device == "cpu":
+        theirs, filled = torch.from_numpy(a), torch.from_numpy(big)
+        best, copying = min(best, _best(lambda: theirs @ theirs)), min(copying, _best(filled.clone))
+    pipe.send(
+        {
+            "forward": forward,
+            "input gradient bytes": moved,
+            "product": n,
+            "flops": 2 * n**3 / best,
+            "bytes": 2 * big.nbytes / copying,
+        }
+    )
 
 
 def _best(run: Callable[[], Any], repeats: int = 5) -> float:
@@ -289,12 +335,14 @@ def work(phase: str, k: int, budget: Budget) -> tuple[float, float]:
     }[phase]
 
 
-def measure(arch: str, k: int, budget: Budget, repeats: int, cores: int) -> list[dict[str, Any]]:
+def measure(
+    arch: str, k: int, budget: Budget, repeats: int, cores: int, device: str, precision: str
+) -> list[dict[str, Any]]:
     """Return one row for each phase, contestant and repeat."""
     from experiments.benchmarks.machine import Worker, others_clock
 
     others, rows = others_clock(), []
-    workers = {who: Worker(_worker, who, arch, k, budget, cores) for who in WHO}
+    workers = {who: Worker(_worker, who, arch, k, budget, cores, device, precision) for who in WHO}
     for phase in PHASES:
         for repeat in range(-1, repeats):  # -1 warms up
             for who in WHO[repeat % 3 :] + WHO[: repeat % 3]:
@@ -339,11 +387,19 @@ def summary(kept: dict[str, Any]) -> list[dict[str, Any]]:
                     "times_as_fast_range": [min(ratios), max(ratios)],
                     "images_per_second": rate,
                     "share_of_ceiling": rate * passes * ceiling["forward"][arch] / ceiling["flops"],
+                    **_copying(arch, phase, rate * passes / 2, ceiling),
                     "compile": own[-1]["compile"],
                     "peak_gib": max(row["peak"] for row in own.values()) / 2**30,
                 }
             )
     return out
+
+
+def _copying(arch: str, phase: str, gradients: float, ceiling: dict[str, Any]) -> dict[str, float]:
+    """Return the attack's share of the bytes a second that a copy reaches, from its input gradients a second."""
+    if phase != "attack" or "input gradient bytes" not in ceiling:  # earlier results have no such count
+        return {}
+    return {"share_of_copy": gradients * ceiling["input gradient bytes"][arch] / ceiling["bytes"]}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -431,7 +487,15 @@ def _sizes(text: str) -> list[int]:
 
 def main(argv: list[str] | None = None) -> None:
     """Run all cells, print the table, write the JSON and the picture."""
-    from experiments.benchmarks.machine import QUIET as QUIET_SHARE, Worker, hardware, limit_cores
+    from experiments.benchmarks.machine import (
+        PRECISIONS,
+        QUIET as QUIET_SHARE,
+        Worker,
+        found_device,
+        hardware,
+        limit_cores,
+        on_what,
+    )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
@@ -439,6 +503,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--k", type=_sizes, help="sizes of the forget set (16,64,256)")
     parser.add_argument("--repeats", type=int, help="3, quick 2")
     parser.add_argument("--threads", type=int, help="cores for all (all that are available)")
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="gpu where both see one")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="highest", help="on a GPU; PyTorch: TF32 below highest"
+    )
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument(
         "--from", dest="sources", type=Path, nargs="+", help="print and draw earlier results, run nothing"
@@ -464,12 +532,14 @@ def main(argv: list[str] | None = None) -> None:
     sizes = args.k or ([16] if args.quick else [16, 64, 256])
     repeats = args.repeats or (2 if args.quick else 3)
     cores, now = limit_cores(args.threads), datetime.datetime.now(datetime.UTC)
-    ceiling = Worker(_flops, archs, cores).answer()
+    device = found_device(args.device)
+    place = (device["device"], args.precision)
+    ceiling = Worker(_ceiling, archs, cores, *place).answer()
     flags = f"--networks {','.join(archs)} --k {','.join(map(str, sizes))} --repeats {repeats}"
     kept: dict[str, Any] = {
         "command": f"python -m experiments.benchmarks.phases {'--quick ' if args.quick else ''}{flags}",
         "date": now.isoformat(timespec="seconds"),
-        "hardware": hardware(cores),
+        "hardware": hardware(cores) | device,
         "ceiling": ceiling,
         "budgets": {arch: dataclasses.asdict(budgets[arch]) for arch in archs},
         "others_share": 0.0,
@@ -479,7 +549,7 @@ def main(argv: list[str] | None = None) -> None:
     out = args.out or Path(__file__).parent / "results" / name
     out.parent.mkdir(parents=True, exist_ok=True)
     for arch, k in itertools.product(archs, sizes):
-        kept["rows"] += measure(arch, k, budgets[arch], repeats, cores)
+        kept["rows"] += measure(arch, k, budgets[arch], repeats, cores, *place)
         kept["others_share"] = others_share(kept["rows"])
         # After every cell: an hour's figures are not to hang on the last minute.
         aside = out.with_name(f"{out.name}.part")
@@ -487,7 +557,11 @@ def main(argv: list[str] | None = None) -> None:
         aside.replace(out)
     print(table(summary(kept)))
     reached = f"{ceiling['flops'] / 1e9:.0f} GFLOP/s, copy {ceiling['bytes'] / 2**30:.1f} GiB/s"
-    print(f"\nCeiling, measured in this run: matrix product of 2,048 {reached}. GPU: not run.")
+    print(f"\nCeiling, measured in this run: matrix product of {ceiling['product']:,} {reached}.")
+    for row in summary(kept):
+        if (row["phase"], row["who"]) == ("attack", OURS) and "share_of_copy" in row:
+            print(f"Attack, {row['network']}, k = {row['k']}: {row['share_of_copy']:.0%} of the copy's bytes a second.")
+    print(on_what(device, args.precision))
     if kept["others_share"] > QUIET_SHARE:
         print(f"NOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")
     print(f"\nKept in {out.name}", file=sys.stderr)
