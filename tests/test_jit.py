@@ -150,6 +150,20 @@ def test_padding_changes_nothing():
     np.testing.assert_allclose(*ends, rtol=1e-5)
 
 
+def test_padding_does_not_widen_the_bounds_of_a_batch():
+    given = testing.tiny_problem(k=5)
+    x = 0.4 + 0.2 * given.forget.x
+    x = x.at[0].set(jnp.where(x[0] > 0.5, 1.0, 0.0))  # padding is copies of the first instance
+    given = dataclasses.replace(given, forget=given.forget._replace(x=x))
+    unlearner, state = prepared(given, forget_batch=3, bounds="batch", sigma=0.5)
+    last = unlearner.draws(state).draw(state, 1, 0)
+    assert last.forget.weight.tolist() == [1, 1, 0]
+    assert float(last.forget.x.max() - last.forget.x[:2].max()) > 0.3
+    alone = jax.tree.map(lambda leaf: leaf[:2], last)
+    losses = [float(unlearner.loss(KEY, given.model, state, rows)[0]) for rows in (last, alone)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_accumulated_gradients_step_by_their_sum(accumulate):
     given = problem(box=(0.0, 1.0))

@@ -78,6 +78,13 @@ def test_the_rank_counts_roots_and_the_direction_that_crosses(gamma, crossing, b
     assert pgu.protected(moments, gamma, rank="below")[1] == below
 
 
+def test_gamma_one_protects_every_direction_however_the_sums_round():
+    rng = np.random.default_rng(0)
+    for n in range(20, 120):  # and five that nothing reads
+        moments = np.diag(np.concatenate([np.square(rng.uniform(size=n)), np.zeros(5)]))
+        assert pgu.protected(moments, 1.0)[1] == pgu.protected(moments, 1.0, rank="below")[1] == n + 5
+
+
 def test_where_nothing_remains_nothing_is_protected():
     assert pgu.protected(np.zeros((3, 3)), 0.95)[1] == 0
 

@@ -88,7 +88,7 @@ class JiT(Descent):
     def loss(self, key: Array, model: Model, state: State, rows: Rows) -> tuple[Array, Params]:
         """Return the sum over the batch; noise is keyed by step, instance and draw."""
         x, weight = rows.forget.x, rows.forget.weight
-        low, high = (x.min(), x.max()) if self.config.bounds == "batch" else model.spec.box
+        low, high = _range(x, weight) if self.config.bounds == "batch" else model.spec.box
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows.forget.index)
         logits, model_state = self.logits(key, model, x)
         fixed = jax.lax.stop_gradient(model.params)
@@ -117,6 +117,12 @@ def length(v: Array, *, keep: int = 1) -> Array:
     square = jnp.sum(v * v, axis=tuple(range(keep, v.ndim)))
     away = square > 0
     return jnp.where(away, jnp.sqrt(jnp.where(away, square, 1.0)), 0.0)
+
+
+def _range(x: Array, weight: Array) -> tuple[Array, Array]:
+    """Return the smallest and the largest value of the instances that are no padding."""
+    real = weight.reshape(-1, *(1,) * (x.ndim - 1)) > 0
+    return jnp.min(x, where=real, initial=jnp.inf), jnp.max(x, where=real, initial=-jnp.inf)
 
 
 def make(config: Config) -> JiT:

@@ -237,9 +237,8 @@ def protected(
     roots = roots[order]
     if not roots.any():
         return vectors[:, order], 0  # nothing is left that could be disturbed
-    share = np.cumsum(roots) / roots.sum()
-    share[-1] = 1.0
-    k = int(np.sum(share <= gamma)) + (rank == "crossing")
+    sums = np.cumsum(roots)  # over its own last entry: another sum of the same roots may round below an entry before
+    k = int(np.sum(sums / sums[-1] <= gamma)) + (rank == "crossing")
     return vectors[:, order], min(k, len(roots))
 
 
