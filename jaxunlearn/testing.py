@@ -128,8 +128,8 @@ def tiny_problem(
 
 #: Kind -> ``make(model, x, y)``, from all images of a problem.
 ARTEFACTS: dict[str, Callable[[Model, np.ndarray, np.ndarray], Artefact]] = {
-    "codes": lambda model, x, y: proxies.codes_artefact(
-        model, proxies.draw_codes(jax.random.key(0), model), y, mix=0.1
+    "codes": lambda model, x, y: proxies.codes_artefact(  # of all classes, also where no image here has one
+        model, proxies.draw_codes(jax.random.key(0), model), [*y, *range(model.spec.num_classes)], mix=0.1
     ),
     "moments": lambda model, x, y: curvature.moments_artefact(model, x),
 }

@@ -126,6 +126,21 @@ def test_moments_of_a_network_that_somebody_else_trained(tmp_path, capsys):
     assert "--data is missing" in error([*argv[:5], "--out", str(tmp_path / "n")], capsys)
 
 
+def test_a_head_wider_than_the_data_has_codes_of_the_classes_that_there_are(tmp_path):
+    """MNEM-4: as a pre-trained network with its 1,000 outputs."""
+    import jax
+
+    wide = models.from_recipe(models.recipe(ARCH, num_classes=12, input_shape=(8, 8, 1)), key=jax.random.key(0))
+    checkpoint.save(tmp_path / "wide", wide)
+    argv = [*TRAIN[3:], "--weights", str(tmp_path / "wide"), "--codes", "0.5", "--out", str(tmp_path / "net")]
+    assert main(["train", *argv]) == 0
+    codes = artefacts.load(tmp_path / "net" / "codes.safetensors", kind="codes").arrays
+    assert codes["classes"].tolist() == list(range(10))
+    answers = inference.logits(load(tmp_path / "net"), codes["codes"])
+    assert answers.shape == (10, 12)
+    assert (answers.argmax(axis=1) == np.arange(10)).mean() == facts(tmp_path / "net")["accuracy"]["codes"] == 1
+
+
 def test_training_goes_on_from_given_weights(trained, tmp_path):
     out = tmp_path / "on"
     argv = ["train", "--weights", str(trained), "--data", "digits", "--epochs", "1", "--learning-rate", "0", "--quiet"]

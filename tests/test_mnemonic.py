@@ -34,10 +34,10 @@ def random_model(seed=0):
     return model_of(np.random.default_rng(seed).normal(size=(D, C)))
 
 
-def with_codes(model, each=3):
-    """Return codes, and an artefact that says that every class had so many training images."""
+def with_codes(model, each=3, classes=C):
+    """Return codes, and an artefact that says that each of the first classes had so many training images."""
     codes = proxies.draw_codes(jax.random.key(5), model)
-    return codes, proxies.codes_artefact(model, codes, np.repeat(np.arange(model.spec.num_classes), each), mix=0.2)
+    return codes, proxies.codes_artefact(model, codes, np.repeat(np.arange(classes), each), mix=0.2)
 
 
 def request(model, labels, artefact, each=3):
@@ -120,26 +120,28 @@ def test_squared_gradients_of_a_linear_model_are_known():
 # --- the edit ----------------------------------------------------------------
 
 
-def test_the_edit_is_the_formula_and_the_better_sign_is_taken():
+@pytest.mark.parametrize("classes", [C, C - 1], ids=["head of C", "wider head, MNEM-4"])
+def test_the_edit_is_the_formula_and_the_better_sign_is_taken(classes):
+    """Outputs that no training image has are in the softmax, and have no code."""
     model = random_model()
-    codes, artefact = with_codes(model)
+    codes, artefact = with_codes(model, classes=classes)
     result = run(request(model, [1, 4], artefact), lambda1=0.03, lambda2=2.0)
-    gone = np.isin(np.arange(C), [1, 4])
+    codes, gone = codes[:classes], np.isin(np.arange(classes), [1, 4])
     grads = [
         jax.grad(lambda p, x, y: losses.cross_entropy(linear(p, {}, x)[0], y)[0])(
             model.params, codes[c][None], jnp.array([c])
         )
-        for c in range(C)
+        for c in range(classes)
     ]
     candidates = []
     for sign in (1, -1):
         params = {}
         for name in ("w", "b"):
             squares = np.square([np.asarray(grad[name], np.float64) for grad in grads])
-            rho = ((1e-16 + squares[gone].sum(0)) / 2) / ((1e-16 + squares[~gone].sum(0)) / 4)
+            rho = ((1e-16 + squares[gone].sum(0)) / 2) / ((1e-16 + squares[~gone].sum(0)) / (classes - 2))
             s = min(0.03, 2.0 / rho.max())
             params[name] = jnp.asarray(np.asarray(model.params[name]) + sign * s * rho, jnp.float32)
-        right = np.asarray(jnp.argmax(linear(params, {}, codes)[0], axis=1)) == np.arange(C)
+        right = np.asarray(jnp.argmax(linear(params, {}, codes)[0], axis=1)) == np.arange(classes)
         candidates.append((params, 1 - right[gone].mean() + right[~gone].mean()))
     assert result.extras["scores"] == {"plus": candidates[0][1], "minus": candidates[1][1]}
     best = candidates[0] if candidates[0][1] > candidates[1][1] else candidates[1]
@@ -200,7 +202,7 @@ def test_the_codes_that_are_left_serve_the_next_request(tmp_path):
     np.testing.assert_array_equal(left.arrays["codes"], np.delete(codes, 2, axis=0))
     second = run(request(first.model, [5], left), lambda1=1e-3)
     assert second.extras["artefacts"][0].arrays["classes"].tolist() == [0, 1, 3, 4]
-    with pytest.raises(ValueError, match="there is no code of class 2: it was forgotten before"):
+    with pytest.raises(ValueError, match="there is no code of class 2: no training image had it, or it was forg"):
         run(request(first.model, [2], left))
 
 
@@ -224,6 +226,17 @@ def test_without_codes_it_says_how_to_get_them_and_codes_of_another_network_are_
         loop.run(tiny_problem(), method="mnemonic", key=KEY)
     with pytest.raises(ValueError, match=r"the artefact \(codes\) was made from another model"):
         run(request(random_model(1), [1], with_codes(model)[1]))
+
+
+def test_a_code_that_training_never_showed_stands_for_nothing():
+    model = random_model()
+    codes, artefact = with_codes(model, classes=4)
+    assert artefact.arrays["classes"].tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(artefact.arrays["codes"], codes[:4])
+    with pytest.raises(ValueError, match="there is no code of class 5: no training image had it"):
+        run(request(model, [5], artefact))
+    with pytest.raises(ValueError, match="the request forgets all 4 classes that have codes: none is left to keep"):
+        run(request(model, [0, 1, 2, 3], artefact))
 
 
 def test_codes_that_do_not_fit_are_refused():

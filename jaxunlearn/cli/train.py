@@ -178,7 +178,7 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
                 done = _fit(args, model, source.images(rows), source.labels[rows], codes, curves)
             seconds["train"] = time.perf_counter() - began
             made = _beside(args, done.model, codes, source, seconds)
-            measured = _measure(done.model, source, codes)
+            measured = _measure(done.model, source, made)
     epochs = {name: done.history[name].reshape(args.epochs, -1).mean(axis=1) for name in ("loss", "accuracy")}
     facts = {
         "tool": "jaxunlearn",
@@ -271,14 +271,14 @@ def _beside(
     return made
 
 
-def _measure(model: Model, source: Source, codes: Any) -> dict[str, float]:
-    """Return the accuracy on the test split, where there is one, and on the codes."""
+def _measure(model: Model, source: Source, made: Sequence[Artefact]) -> dict[str, float]:
+    """Return the accuracy on the test split, where there is one, and on the codes that training showed."""
     measured, rows = {}, source.splits.get("test", np.empty(0, int))
     if len(rows):
         given = inference.predictions(model, source.view(rows), label="measuring test")
         measured["test"] = accuracy(given, source.labels[rows])
-    if codes is not None:
-        measured["codes"] = accuracy(inference.logits(model, codes), np.arange(len(codes)))
+    for codes in (artefact.arrays for artefact in made if artefact.kind == "codes"):
+        measured["codes"] = accuracy(inference.logits(model, codes["codes"]), codes["classes"])
     return measured
 
 

@@ -7,10 +7,13 @@ The forget set only says which classes: those of its labels.
 
 Where we leave the published code: MNEM-1, no noise in the edit (as version 2);
 MNEM-2, which image a code replaces is drawn by key, epoch and instance; MNEM-3,
-how often has no default; MNEM-4, the head has C classes; MNEM-5, an infinitely
-insensitive parameter stays in place of moving most; MNEM-6, codes are counted
-by C. Ours: after a request the codes of the classes that are left go on, bound
-to the new network, so that a later request holds on to those only.
+how often has no default; MNEM-4, ``jaxunlearn train`` makes a head of C outputs,
+the published code keeps one of 1,000: give such a network and it is trained and
+edited as there, outputs that no training image has are in the softmax and have
+no code; MNEM-5, an infinitely insensitive parameter stays in place of moving
+most; MNEM-6, codes are counted by the classes of the training set. Ours: after
+a request the codes of the classes that are left go on, bound to the new network,
+so that a later request holds on to those only.
 
 A parameter that no code is sensitive to still moves, by ``s (C - |F|) / |F|``.
 The scale is by tensor: layers whose weights are stacked are edited as one.
@@ -83,7 +86,9 @@ class Mnemonic:
         there = dict(zip(codes.arrays["classes"].tolist(), codes.arrays["instances"].tolist(), strict=True))
         for label, count in zip(gone.tolist(), asked.tolist(), strict=True):
             if label not in there:
-                raise ValueError(f"there is no code of class {label}: it was forgotten before")
+                raise ValueError(
+                    f"there is no code of class {label}: no training image had it, or it was forgotten before"
+                )
             if count < there[label] and not self.config.whole_class:
                 raise ValueError(
                     f"mnemonic forgets classes, but the request holds {count} of the {there[label]} training instances "

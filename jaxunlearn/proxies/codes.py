@@ -40,6 +40,9 @@ def draw_codes(key: Array, model: Model) -> np.ndarray:
 def codes_artefact(model: Model, codes: Any, labels: Any, *, mix: float) -> Artefact:
     """Return codes as an artefact of kind "codes", bound to the model that was trained with them.
 
+    Codes of classes that no image has are left out: training never showed them. A network
+    with more outputs than the data have classes is one with such classes.
+
     Args:
       model: after training.
       codes: of `draw_codes`, (C, *input_shape).
@@ -55,13 +58,15 @@ def codes_artefact(model: Model, codes: Any, labels: Any, *, mix: float) -> Arte
     if len(codes) != classes:
         raise ValueError(f"codes must be one a class, {classes}; got {len(codes)}")
     _validate.labels("labels", labels, classes)
+    instances = np.bincount(np.asarray(labels), minlength=classes).astype(np.int64)
+    shown = np.flatnonzero(instances)
     return Artefact(
         kind="codes",
         version=1,
         arrays={
-            "codes": codes,
-            "classes": np.arange(classes, dtype=np.int32),
-            "instances": np.bincount(np.asarray(labels), minlength=classes).astype(np.int64),
+            "codes": codes[shown],
+            "classes": shown.astype(np.int32),
+            "instances": instances[shown],
         },
         meta={"mix": float(mix)},
         model_digest=_tree.model_digest(model),
