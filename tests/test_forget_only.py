@@ -294,6 +294,18 @@ def test_mu_mis_of_a_linear_network():
     assert not gradient["b"].any()
 
 
+def test_mu_mis_draws_another_class_at_every_step():
+    problem = linear_problem(k=1, classes=4)
+    unlearner, state = prepared(mu_mis.SPEC, problem)
+    sizes, y = np.square(problem.model.params["w"]).sum(0), int(problem.forget.y[0])
+    others = np.delete(sizes[y] - sizes, y)
+    loss = jax.jit(lambda key: unlearner.loss(key, state.model, state, state.rows)[0])
+    found = [float(loss(key)) for key in jax.random.split(KEY, 12)]
+    which = {int(np.abs(others - value).argmin()) for value in found}
+    assert all(np.abs(others - value).min() < 1e-5 for value in found)
+    assert which == {0, 1, 2}
+
+
 def test_mu_mis_differentiates_twice_as_pytorch_does():
     import torch
 

@@ -134,6 +134,55 @@ def test_the_penalty_is_that_of_the_formula():
         np.testing.assert_allclose(moved, 5e-3 * leaf, rtol=2e-3, atol=1e-6, err_msg=path)
 
 
+def test_a_step_descends_on_the_objective_as_it_is_written():
+    problem = tiny_problem()
+    weights = dict(alignment=0.7, elastic=0.05, strength=300.0, forget_loss="cross_entropy", start="random")
+    unlearner, state = start(problem, **weights, learning_rate=1e-2, projector_learning_rate=3e-2)
+    step = jax.jit(lambda state, batch: unlearner.step(None, state, batch)[0])
+    state = unlearner._measure(None, step(state, unlearner.draws(state).draw(state, 0, 0)), None)[0]
+    importance, batch = state.opt_state[0].holding_weight["network"], unlearner.draws(state).draw(state, 1, 0)
+    forget, companion = batch.both
+    b_f, b_a = len(forget.y), len(companion.y)
+    assert (b_f, b_a) == (8, 16)
+    assert float(forget.weight.sum() + companion.weight.sum()) == 24  # no padding here
+
+    def ce(logits, label):
+        return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(label)), label])
+
+    def objective(params):
+        parts = wrappers.unwrap(state.model.replace(params=params))
+        head = params["network"]["head"]
+        projected = parts.wrapper.project(parts.own, wrappers.features(parts.model, companion.x))
+        deletion = -ce(parts.model(forget.x), forget.y)  # without the projector
+        keeping = ce(projected @ head["kernel"] + head["bias"][None], companion.target)  # through it
+        net = 0.99 * jnp.sum(jnp.abs(head["kernel"])) + 0.01 * jnp.sum(head["kernel"] ** 2)
+        moved = jax.tree.map(jnp.subtract, params["network"], problem.model.params)
+        held = sum(jax.tree.leaves(jax.tree.map(lambda i, d: jnp.sum(i * d**2), importance, moved)))
+        share = (deletion * b_f + keeping * b_a) / (b_f + b_a)
+        return share + 0.7 * jnp.mean(aligned(state, params)) + 0.05 * net + 300 / 2 * held
+
+    gradient = _tree.flatten_paths(jax.jit(jax.grad(objective))(state.model.params))
+    before, after = (_tree.flatten_paths(one.model.params) for one in (state, step(state, batch)))
+    for path, leaf in before.items():
+        rate = 1e-2 if path.startswith("network/") else 3e-2
+        rate = 0.0 if path in ("projector/mean", "projector/var") else rate
+        scale = rate * float(jnp.abs(gradient[path]).max())
+        np.testing.assert_allclose(leaf - after[path], rate * gradient[path], atol=1e-3 * scale + 1e-7, err_msg=path)
+
+
+def test_importance_is_measured_once_after_two_steps():
+    seen = []
+
+    def look(event):
+        seen.append(np.asarray(event.state.inner.opt_state[0].holding_weight["network"]["first"]["kernel"]))
+
+    settings = config(max_passes=3, learning_rate=1e-6)
+    result = loop.run(tiny_problem(), method=SPEC, config=settings, key=jax.random.key(0), callback=look)
+    assert result.steps == len(seen) == 2 + 1 + 3  # measuring counts as a step
+    assert [bool(held.any()) for held in seen] == [False, False, True, True, True, True]
+    assert all(np.array_equal(held, seen[2]) for held in seen[3:])
+
+
 def test_statistics_of_the_projector_stay_and_the_rest_learns():
     problem = tiny_problem()
     settings = config(start="random", returned="projected", max_passes=3)
