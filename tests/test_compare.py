@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from jaxunlearn import audits, proxies
 from jaxunlearn.cli import _comparison, _errors, compare
 from jaxunlearn.cli._comparison import Entry
 from jaxunlearn.cli.main import main
+from jaxunlearn.data import Source, open_source
 from jaxunlearn.report import comparison
 from tests.digits_net import ARCH, tensors
 
@@ -97,6 +100,80 @@ def test_trials_look_at_no_test_image_and_are_kept(argv, here, tmp_path, capsys)
     del here[:]
     assert main([*asked, "--trials", "2", "--out", str(tmp_path / "c")]) == 0
     assert not here
+
+
+def test_a_trial_reads_the_images_to_forget_and_no_other(argv, tmp_path, monkeypatch):
+    read, images = set(), Source.images
+
+    def watched(self, rows):
+        read.update(np.atleast_1d(rows).tolist())
+        return images(self, rows)
+
+    asked = [*argv[1:], "--no-depth", "--retain-limit", "50", "--out", str(tmp_path / "c")]
+    args = compare._parser().parse_args(asked)
+    facts = _comparison.before(args)
+    source = open_source("digits")
+    forget = {source.row_of(name) for name in facts["ids"]}
+    assert len(forget) == 2
+    monkeypatch.setattr(Source, "images", watched)
+    for method in ("neggrad", "mnemonic-free:proxies=20:tries=1"):
+        read.clear()
+        _comparison.trial(args, Entry.parse(method), 0, 2.0, facts)
+        assert read == forget, method
+    _comparison.run(args, Entry.parse("neggrad"), 0, 1.0, facts)
+    assert len(read) > len(forget), "a run is measured on test and retained images: the watch saw none"
+
+
+def test_trials_share_the_adversarial_images_and_runs_make_their_own(argv, here, tmp_path, monkeypatch):
+    module, made = importlib.import_module("jaxunlearn.attacks.adversarial"), []
+    attack = module.attack_batch
+
+    def counted(*args, **more):
+        made.append(here[-1])
+        return attack(*args, **more)
+
+    monkeypatch.setattr(module, "attack_batch", counted)
+    small = ":draws=2:attack_steps=3:max_passes=2"
+    asked = [*argv, "--methods", f"adv{small},adv-imp{small}", "--trials", "3", "--no-depth", "--retain-limit", "50"]
+    assert main([*asked, "--out", str(tmp_path / "c")]) == 0
+    assert len(here) == 1 + 2 * (3 + 1)
+    assert [name.endswith("-trial.json") for name in made] == [True, False, False]  # both methods attack alike
+    assert not (tmp_path / "c" / "kept").exists()
+    args = compare._parser().parse_args([*asked[1:], "--out", str(tmp_path / "alone")])
+    facts = json.loads((tmp_path / "c" / "before.json").read_text())
+    entry = Entry.parse(f"adv{small}")
+    kept = json.loads((tmp_path / "c" / "runs" / entry.name(0, 2.0, trial=True)).read_text())
+    assert kept == _comparison.trial(args, entry, 0, 2.0, facts)
+
+
+def test_what_is_damaged_or_of_other_settings_is_done_again(argv, here, tmp_path):
+    asked = [*argv, "--methods", "neggrad", "--no-depth", "--retain-limit", "50", "--out", str(tmp_path / "c")]
+    assert main(asked) == 0
+    kept = tmp_path / "c" / "runs" / "neggrad-seed0.json"
+    whole = kept.read_text()
+    other = json.loads(whole)
+    other["config"]["learning_rate"] = 7.0
+    for text in (whole[:50], "[]", json.dumps(other)):
+        kept.write_text(text)
+        del here[:]
+        assert main(asked) == 0
+        assert here == ["neggrad-seed0.json"]
+        assert json.loads(kept.read_text())["config"] == json.loads(whole)["config"]
+
+
+def test_another_network_of_the_same_name_does_not_come_into_the_same_table(argv, here, tmp_path, capsys):
+    weights = tmp_path / "w.npz"
+    np.savez(weights, **tensors())
+    asked = [*argv, "--methods", "neggrad", "--no-depth", "--retain-limit", "50", "--out", str(tmp_path / "c")]
+    asked[asked.index("--weights") + 1] = str(weights)
+    assert main(asked) == 0
+    np.savez(weights, **{**tensors(), "linear.bias": tensors()["linear.bias"] + 1})
+    capsys.readouterr()
+    assert main([*asked, "--seeds", "2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(
+        "neggrad: --weights holds another network than when this comparison began: choose another folder"
+    )
 
 
 def test_depth_is_measured_and_drawn(argv, here, tmp_path):
@@ -230,6 +307,45 @@ def test_the_retain_accuracy_has_wilsons_interval():
     assert comparison._sampled([None], {"retain": 3}, "retain") == "-"
 
 
+def outcome(test, recognised, seconds, *, met=True, saw=None):
+    """Return as much of a run's results as the table and the picture read."""
+    return {
+        "after": {"forget": 0.0, "retain": 0.9, "test": test},
+        "depth": {"recognised": {"exact": 0.0, "mirrored": recognised, "noisy": recognised + 0.2, "rotated": None}},
+        "agreement": {"agreement": 0.75},
+        "weights": {"relative_l2": 0.01, "added": 0},
+        "seconds": {"load": 100.0, "prepare": 1.0, "unlearn": seconds - 1.0, "measure after": 100.0},
+        "memory": {"process": 3 * 2**29},
+        "saw": {"forget": 2} | (saw or {}),
+        "goal_met": met,
+    }
+
+
+def test_the_table_and_the_picture_show_the_same_runs():
+    before = {"accuracy": {"forget": 1.0, "retain": 0.99, "test": 0.95}, "sizes": {"retain": 100, "test": 50}}
+    groups = {
+        "quick": [outcome(0.8, 0.3, 2.0, saw={"public": 7}), outcome(0.9, 0.5, 4.0, saw={"public": 7})],
+        "slow": [outcome(0.7, 0.0, 12.0, met=False, saw={"retain": 1200})],
+    }
+    rows = comparison.table(before, groups)
+    assert [row[0] for row in rows] == ["", "before", "quick", "slow"]
+    quick, slow = (dict(zip(comparison.HEADER[1:], row[1:], strict=True)) for row in rows[2:])
+    assert quick["seeds"] == "2"
+    assert quick["D_test %"] == "85.00 (80.00-90.00)"
+    assert quick["recognised %"] == "50.0 (40.0-60.0)"
+    assert quick["seconds"] == "3 (2-4)"  # of the unlearning alone
+    assert (quick["agreement %"], quick["GiB"]) == ("75.0", "1.5")
+    assert quick["saw"] == "7 public"
+    assert slow["saw"] == "1,200 retain"
+    (axes,) = comparison.picture(before, groups, "title").axes
+    dots = [dot for dot in axes.collections if len(dot.get_offsets())]
+    np.testing.assert_allclose([dot.get_offsets()[0] for dot in dots], [(50, 85), (90, 70)])
+    sizes = [dot.get_sizes()[0] - 30 for dot in dots]
+    assert sizes[1] / sizes[0] == pytest.approx(12 / 3)  # area is time
+    assert [len(dot.get_facecolor()) for dot in dots] == [1, 0]  # hollow: not every instance is forgotten
+    assert comparison.picture(before, {"x": [outcome(0.8, 0.3, 2.0) | {"depth": None}]}, "title") is None
+
+
 def test_agreement_against_its_definition():
     from jaxunlearn.testing import tiny_problem
 
@@ -241,6 +357,20 @@ def test_agreement_against_its_definition():
     assert found["kl"] == pytest.approx((p * np.log(p / q)).sum(1).mean(), rel=1e-5)
     assert found["agreement"] == pytest.approx((p.argmax(1) == q.argmax(1)).mean())
     assert found["images"] == 40
+
+
+def test_answers_that_are_no_numbers_agree_with_nothing():
+    from jaxunlearn.testing import tiny_problem
+
+    problem = tiny_problem()
+    said = np.asarray(problem.model(problem.public)).argmax(axis=1)
+    params = problem.model.params
+    bias = params["head"]["bias"].at[int(said[0])].set(jnp.inf)
+    broken = problem.model.replace(params={**params, "head": {**params["head"], "bias": bias}})
+    assert (np.asarray(broken(problem.public)).argmax(axis=1) == said).any()
+    found = audits.agreement(broken, problem.model, problem.public)
+    assert found["agreement"] == 0
+    assert math.isnan(found["kl"])
 
 
 KILLED = """

@@ -20,6 +20,7 @@ FLOORS = (
         "_devices",
         "_repeat",
         "_journal",
+        "_kept",
         "_ahead",
         "_cpu",
         "_files",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _devices, _repeat, _validate
+from jaxunlearn import _devices, _kept, _repeat, _validate
 from jaxunlearn._types import Array, Batch, Model
 from jaxunlearn.attacks.batch import attack_batch
 from jaxunlearn.attacks.pgd import Norm, Scalar, pgd
@@ -64,20 +64,24 @@ def adversarial_set(
     row, draw = published_order(len(forget.x), draws, group)
     of, target, keys = _repeat.call(_draw, (model.spec.num_classes, targets), key, forget, row, draw)
     of, target, keys = _devices.spread((of, target, keys), _devices.split_of(forget))
-    x = attack_batch(
-        pgd(model.apply_fn, norm=norm, steps=steps, loop=loop),
-        keys,
-        model.params,
-        model.model_state,
-        of.x,
-        target,
-        epsilon=epsilon,
-        step_size=step_size,
-        box=model.spec.box,
-        microbatch_size=microbatch_size,
-        progress="adversarial images",
-    )
-    return of._replace(x=x, target=target)
+
+    def make() -> Array:
+        return attack_batch(
+            pgd(model.apply_fn, norm=norm, steps=steps, loop=loop),
+            keys,
+            model.params,
+            model.model_state,
+            of.x,
+            target,
+            epsilon=epsilon,
+            step_size=step_size,
+            box=model.spec.box,
+            microbatch_size=microbatch_size,
+            progress="adversarial images",
+        )
+
+    made_of = (model.params, model.model_state, keys, of.x, target, epsilon, step_size, model.spec.box, norm, steps)
+    return of._replace(x=_kept.array(made_of, make), target=target)
 
 
 def _real(forget: Batch) -> Batch:

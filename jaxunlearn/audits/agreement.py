@@ -23,7 +23,7 @@ def agreement(model: Model, original: Model, x: Any) -> dict[str, float | int]:
       x: (n, *input_shape), inside the box of both.
 
     Returns:
-      ``agreement``: share of images given the same label, in [0, 1];
+      ``agreement``: share of images given the same label, in [0, 1]; where logits hold a NaN or infinity, none is;
       ``kl``: mean Kullback-Leibler divergence of the model's answers from the
       original's, in nats, at least 0; ``images``: n.
 
@@ -37,9 +37,8 @@ def agreement(model: Model, original: Model, x: Any) -> dict[str, float | int]:
     """
     _validate.inputs("x", x, original.spec)
     now, then = (inference.logits(net, x).astype(np.float64) for net in (model, original))
-    now, then = (scipy.special.log_softmax(logits, axis=1) for logits in (now, then))
-    return {
-        "agreement": float((now.argmax(1) == then.argmax(1)).mean()),
-        "kl": float((np.exp(then) * (then - now)).sum(1).mean()),
-        "images": len(then),
-    }
+    same = (now.argmax(1) == then.argmax(1)) & np.isfinite(now).all(1) & np.isfinite(then).all(1)
+    with np.errstate(invalid="ignore"):  # such logits make a divergence that is NaN
+        now, then = (scipy.special.log_softmax(logits, axis=1) for logits in (now, then))
+        kl = float((np.exp(then) * (then - now)).sum(1).mean())
+    return {"agreement": float(same.mean()), "kl": kl, "images": len(then)}

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn import _tree, artefacts, audits, data as data_sources, loop, methods, proxies
+from jaxunlearn import _kept, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _progress, _proxies, _run
 
@@ -28,6 +28,8 @@ from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _p
 HELD_OUT = 500
 #: What a strength is multiplied by, in the order of trials.
 FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625, 16.0)
+#: Folder of what trials leave for the next one.
+KEPT = "kept"
 #: Exit status of a process that was told to stop.
 STOPPED = 130
 #: Letters of a run's file name that its method and settings may take.
@@ -180,10 +182,11 @@ def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, fact
 
     No test or retained image is looked at.
     """
-    del facts
     spec, config = entry.spec, entry.config(factor)
-    _, problem = _problem(args, spec, config, seed)
-    result = loop.run(problem, method=spec, config=config, key=jax.random.key(seed))
+    _, problem = _problem(args, spec, config, seed, facts)
+    # Trials of a strength need the same adversarial images. Runs make their own: their seconds are told.
+    with _kept.within(Path(args.out) / KEPT):
+        result = loop.run(problem, method=spec, config=config, key=jax.random.key(seed))
     if result.stop_reason == "interrupted":
         raise KeyboardInterrupt
     return {
@@ -198,7 +201,7 @@ def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, fact
 def run(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Do one run and return its results, its memory and its agreement with the original network."""
     spec, config = entry.spec, entry.config(factor)
-    request, problem = _problem(args, spec, config, seed)
+    request, problem = _problem(args, spec, config, seed, facts)
     measured = _run.Measured(request.model, request, when="before", only=("forget",))
     measured.accuracy, measured.sizes = dict(facts["accuracy"]), dict(facts["sizes"])
     record = _run.run(request, problem, spec, config, measured, deep=args.depth and _can_be_deep(request.model))
@@ -212,9 +215,16 @@ def run(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts:
     }
 
 
-def _problem(args: argparse.Namespace, spec: MethodSpec, config: Any, seed: int) -> tuple[_run.Request, Problem]:
+def _problem(
+    args: argparse.Namespace, spec: MethodSpec, config: Any, seed: int, facts: Mapping[str, Any]
+) -> tuple[_run.Request, Problem]:
+    """Return what is asked of a method, with the network and the forget set that the comparison began with."""
     with _errors.user_input():
         request = _request(args)
+        now = {"model_digest": _tree.model_digest(request.model), "ids": request.source.ids[request.rows].tolist()}
+        for name, what in (("model_digest", "--weights holds another network"), ("ids", "--forget names other images")):
+            if now[name] != facts[name]:
+                raise ValueError(f"{what} than when this comparison began: choose another folder")
         offered = _artefacts(args.artefact, request.model)
         if args.inversion:
             request = dataclasses.replace(request, inversion=_proxies.inversion(request.model, args.inversion))

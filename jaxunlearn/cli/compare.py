@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def _compare(args: argparse.Namespace, out: Path, command: str) -> int:
     except KeyboardInterrupt:
         _errors.say(f"interrupted; what is done is kept in {out}, the same command goes on")
         return _process.interrupted()
+    shutil.rmtree(out / _comparison.KEPT, ignore_errors=True)
     rows = _write(out, about, facts, groups, chosen, left_out, command)
     if not args.json:
         _show(out, rows, left_out)
