@@ -5,12 +5,16 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import stat
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import zipfile
 
 #: Bytes of a JSON file that is read; results of a hundred thousand instances have some tens of millions.
 _MOST = 2**27
@@ -57,6 +61,37 @@ def read_json(path: Path) -> Any:
 
 def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
+
+
+def npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
+    """Return an array of NumPy's archive; nothing is unpickled, nor memory set aside that the file does not fill.
+
+    Raises:
+      ValueError: it is no array, one of Python objects, or its header claims more than there is.
+      Exception: whatever NumPy and zipfile raise of a damaged one.
+    """
+    import numpy as np  # here: the command line starts without it
+
+    if not member.filename.endswith(".npy"):
+        raise ValueError(f"{member.filename!r} is no array")
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read(file)
+        if dtype.hasobject:
+            raise ValueError(f"{member.filename} holds Python objects, a pickle, which is not read")
+        if math.prod(shape) * dtype.itemsize > member.file_size:
+            raise ValueError(f"{member.filename} says shape {shape} and has {member.file_size:,} bytes")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def memory() -> int | None:
+    """Return the bytes of memory that the machine has, or None where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
 
 
 def printable(text: str, most: int = _LONG) -> str:

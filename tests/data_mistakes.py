@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +18,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jaxunlearn import _files
 from tests.picture_files import digit, write_folder, write_parquet, write_table
+from tests.test_data import write_tfds
 
 
 class Mistake(NamedTuple):
@@ -119,7 +123,44 @@ def float_tiff() -> None:
     Image.fromarray(np.zeros((8, 8), np.float32)).save("photos/d1/x.tiff")
 
 
-PHOTOS, TABLE = "--data folder:photos", "--data csv:t.csv"
+GREY = np.zeros((2, 8, 8, 1), np.uint8)
+
+
+def npz(**arrays: Any) -> Callable[[], None]:
+    """Return what writes ``a.npz``: two grey images and labels, or other arrays."""
+    return lambda: np.savez("a.npz", **({"x": GREY, "y": np.arange(2)} | arrays))
+
+
+def damage(path: str, at: int) -> Callable[[], None]:
+    """Return what changes some bytes of a file."""
+
+    def write() -> None:
+        content = Path(path).read_bytes()
+        Path(path).write_bytes(content[:at] + bytes(b ^ 255 for b in content[at : at + 9]) + content[at + 9 :])
+
+    return write
+
+
+def lying() -> None:
+    """Write an archive whose header of x tells of more images than there are."""
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": "|u1", "fortran_order": False, "shape": (99_999_999, 8, 8, 1)}
+    )
+    with zipfile.ZipFile("a.npz", "w") as archive:
+        archive.writestr("x.npy", stream.getvalue() + bytes(64))
+
+
+def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write an archive of some bytes that becomes more than the memory holds, which is made small for that."""
+    good()(monkeypatch)
+    with zipfile.ZipFile("a.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
+        for _ in range(300):
+            member.write(bytes(2**20))
+    monkeypatch.setattr(_files, "memory", lambda: 2**28)
+
+
+PHOTOS, TABLE, NPZ = "--data folder:photos", "--data csv:t.csv", "--data npz:a.npz"
 SKIP = "remove or replace it, or leave such pictures out with --on-bad-image skip"
 SUFFIXES = ".jpg .jpeg .png .webp .bmp .gif .tif .tiff"
 ORDER = "give --classes FILE: the network's class names, one a line, in the order of its outputs"
@@ -359,7 +400,7 @@ MISTAKES = (
         "a label out of range",
         good(table("file,label", "pictures/1.png,10")),
         TABLE,
-        "label 10 of t.csv is out of range: the network has outputs 0 to 9 (if it is a name and not a number, "
+        "label 10 of t.csv, line 2, is out of range: the network has outputs 0 to 9 (if it is a name and not a number, "
         f"{ORDER})",
     ),
     Mistake(
@@ -445,6 +486,133 @@ MISTAKES = (
         "--data parquet:a.parquet",
         f"row 0 of a.parquet, 1.png, has no bytes in it, only a path at most: {SKIP}",
     ),
+    # archives of NumPy
+    Mistake("no such archive", good(), NPZ, "no data file a.npz"),
+    Mistake(
+        "an archive that is none, or cut short",
+        good(npz(), cut("a.npz", 300)),
+        NPZ,
+        "a.npz is not a NumPy .npz archive, or is cut short",
+    ),
+    Mistake("a damaged archive", good(npz(), damage("a.npz", 100)), NPZ, "a.npz cannot be read: ..."),
+    Mistake(
+        "an array that its bytes do not fill",
+        good(lying),
+        NPZ,
+        "a.npz cannot be read: x.npy says shape (99999999, 8, 8, 1) and has 192 bytes",
+    ),
+    Mistake(
+        "an archive that would fill the memory",
+        small_memory,
+        NPZ,
+        "a.npz cannot be read: it would fill 0.3 GiB, and there are 0.2 GiB of memory here",
+    ),
+    Mistake(
+        "an array of Python objects",
+        good(npz(y=np.array([{}, {}], object))),
+        NPZ,
+        "a.npz cannot be read: y.npy holds Python objects, a pickle, which is not read",
+    ),
+    Mistake(
+        "an array is missing",
+        good(lambda: np.savez("a.npz", images=GREY)),
+        NPZ,
+        "a.npz has no array 'x', only images: it needs x and y",
+    ),
+    Mistake(
+        "channels come first",
+        good(npz(x=np.zeros((2, 1, 8, 8), np.uint8))),
+        NPZ,
+        "x in a.npz has shape (2, 1, 8, 8), channels first: transpose it to (n, height, width, channels)",
+    ),
+    Mistake(
+        "whole numbers of other than 8 bits",
+        good(npz(x=GREY.astype(int))),
+        NPZ,
+        "x in a.npz must be uint8, or floats in [0, 1]; got int64",
+    ),
+    Mistake(
+        "pixels from 0 to 255 as floats",
+        good(npz(x=np.array([0.0, 255.0]).repeat(64).reshape(2, 8, 8, 1))),
+        NPZ,
+        "x in a.npz must lie in [0, 1]; got values from 0 to 255: save pixels of 0 to 255 as uint8, or divide them by "
+        "255",
+    ),
+    Mistake(
+        "images that are normalised already",
+        good(npz(x=np.array([-2.1, 2.6]).repeat(64).reshape(2, 8, 8, 1))),
+        NPZ,
+        "x in a.npz must lie in [0, 1]; got values from -2.1 to 2.6: normalise inside the network with --mean and "
+        "--std, not in the data",
+    ),
+    Mistake(
+        "not a number, or infinite, in an image",
+        good(npz(x=np.array([0.5, np.inf]).repeat(64).reshape(2, 8, 8, 1))),
+        NPZ,
+        "x in a.npz has NaN or infinite values in row 1",
+    ),
+    Mistake(
+        "labels that are no whole numbers",
+        good(npz(y=[0.0, 1.0])),
+        NPZ,
+        "y in a.npz must be 2 integers, one an image; got float64 of shape (2,)",
+    ),
+    Mistake(
+        "a label below 0",
+        good(npz(y=[0, -1])),
+        NPZ,
+        "y in a.npz must be labels 0, 1, 2, ...; got -1 in row 1",
+    ),
+    Mistake(
+        "a label that the network does not have",
+        good(npz(y=[0, 10])),
+        NPZ,
+        "npz:a.npz has labels up to 10, tests.digits_net:Tiny has only 10 classes (instance 1)",
+    ),
+    Mistake(
+        "an id twice in an archive",
+        good(npz(id=["a", "a"])),
+        NPZ,
+        "ids of npz:a.npz must not repeat; 'a' occurs 2 times",
+    ),
+    Mistake(
+        "no training rows in an archive",
+        good(npz(split=["test", "test"])),
+        NPZ,
+        "split in a.npz must name 'train' for some rows; got test",
+    ),
+    # TensorFlow Datasets
+    Mistake(
+        "no such folder of data sets",
+        good(),
+        "--data tfds:toys --data-dir absent",
+        "no data directory absent: --data-dir is the folder that holds toys/VERSION",
+    ),
+    Mistake(
+        "a name that TFDS does not know",
+        good(),
+        "--data tfds:zebras --data-dir photos",
+        "cannot open tfds:zebras: TFDS knows no data set or configuration of that name",
+    ),
+    Mistake(
+        "a data set that is not prepared",
+        good(),
+        "--data tfds:mnist --data-dir photos",
+        "tfds:mnist is not prepared: no data in .... Prepare it once, where TensorFlow is installed: python -c ...",
+    ),
+    Mistake(
+        "a data set in another format",
+        good(lambda: write_tfds(Path(), file_format="parquet")),
+        "--data tfds:toys --data-dir .",
+        "tfds:toys in ... is stored as parquet, which cannot be read by row: prepare it with "
+        "file_format='array_record'",
+    ),
+    Mistake(
+        "a damaged data set",
+        good(lambda: write_tfds(Path()), cut("toys/1.0.0/toys-train.array_record-00000-of-00001", -70_000)),
+        "--data tfds:toys --data-dir .",
+        "cannot read toys-train.array_record-00000-of-00001 in ...: damaged or cut short (...)",
+    ),
     # what is to be forgotten
     Mistake(
         "an unknown id",
@@ -510,7 +678,7 @@ MISTAKES = (
         "no training split",
         good(table("file,label,split", f"{ONE},test")),
         f"{TABLE} --forget all",
-        "csv:t.csv has no training instances, only train, test",
+        "csv:t.csv has no training instances, only test",
     ),
     # data that lie apart
     Mistake(

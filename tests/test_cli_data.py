@@ -13,12 +13,13 @@ import pytest
 from PIL import Image
 
 from jaxunlearn import checkpoint
-from jaxunlearn.cli import _comparison, _estimate
+from jaxunlearn.cli import _comparison, _data, _estimate, _progress
 from jaxunlearn.cli.main import main
-from jaxunlearn.data import open_source
+from jaxunlearn.data import open_source, tfds_source
 from tests.digits_net import ARCH, network, tensors
 from tests.picture_files import NAMES, digit, label, write_folder, write_parquet, write_table
-from tests.test_data import write_tfds
+from tests.test_data import PIXELS, write_tfds
+from tests.test_web import Page
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "data.md"
 COMMANDS = [
@@ -141,6 +142,82 @@ def test_a_run_as_weights_brings_its_class_names(run, home, monkeypatch, capsys)
     argv[2] = "bare"
     assert main(argv) == 2
     assert "has 3 classes (d3, d4, d5), the network 10: give --classes FILE" in capsys.readouterr().err
+
+
+def test_names_of_all_kinds_from_one_end_to_the_other(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    kinds = [
+        "two words",
+        "Łódź 東京",
+        "a,b=c #1",
+        "two\nlines",
+        "'quoted' \"twice\"",
+        "$x_{$",
+        "**b** [c](d)",
+        "😀",
+        "שלום",
+    ]
+    names = [f"{kind} class" for kind in (*kinds, "<i>")]
+    write_folder(tmp_path / "ein Bild", TRAIN, names=names)
+    for i, path in enumerate(sorted((tmp_path / "ein Bild").rglob("*.png"))):
+        path.rename(path.with_name(f"{kinds[i % len(kinds)]} {path.name}"))
+    argv = ["unlearn", "--weights", str(home / "net"), "--data", "folder:ein Bild", "--forget", "all", *FAST]
+    assert main([*argv, "--out", "out 東京", "--overwrite"]) in (0, 3)
+    said = capsys.readouterr()
+    assert not [line for line in said.err.splitlines() if "Warning" in line or "Glyph" in line]
+    assert said.out.replace("\n", "").isprintable()
+    found = results(tmp_path / "out 東京")
+    ids = [instance["id"] for instance in found["instances"]]
+    assert ids == sorted(f"{path.parent.name}/{path.name}" for path in (tmp_path / "ein Bild").rglob("*.png"))
+    assert found["extras"]["reading"]["classes"] == sorted(names)
+    page = Page((tmp_path / "out 東京" / "report.html").read_text(encoding="utf-8"))
+    cells = {" ".join(text.split()) for text in page.text}
+    assert {" ".join(name.split()) for name in ids} <= cells
+    assert "i" not in page.tags
+    (tmp_path / "list.csv").write_text('file\n"' + ids[3].replace('"', '""') + '"\n', encoding="utf-8")
+    again = ["--from", "out 東京", "--forget", "@list.csv", "--out", "next", "--quiet", *FAST]
+    assert main(["unlearn", *again]) in (0, 3)
+    assert [instance["id"] for instance in results(tmp_path / "next")["instances"]] == [ids[3]]
+
+
+def test_a_split_with_nothing_in_it_is_one_line(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_folder(tmp_path / "photos/train", TRAIN)
+    write_folder(tmp_path / "photos/test", [70])
+    next((tmp_path / "photos/test").rglob("*.png")).write_bytes(b"")
+    write_table(tmp_path / "t", [1], split=lambda row: "test")
+    net = ["--weights", str(home / "net"), "--data"]
+    none = "has no instances in its split"
+    for argv, said in (
+        (["evaluate", *net, "folder:photos", "--on-bad-image", "skip"], f"folder:photos {none} 'test', only in train"),
+        (["evaluate", *net, "csv:t/table.csv", "--split", "train"], f"csv:t/table.csv {none} 'train', only in test"),
+        (["train", *net, "csv:t/table.csv", "--out", "x"], f"csv:t/table.csv {none} 'train', only in test"),
+        (["train", "--arch", ARCH, "--data", "csv:t/table.csv", "--out", "x"], f"csv:t/table.csv {none} 'train'"),
+        (["moments", *net, "csv:t/table.csv", "--out", "x"], f"csv:t/table.csv {none} 'train', only in test"),
+    ):
+        assert main(argv) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert f"jaxunlearn: error: {said}" in told.err
+        assert not (tmp_path / "x").exists()
+
+
+def test_reading_a_data_set_is_seen(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(_progress, "EVERY", 0.0)
+    monkeypatch.setattr(tfds_source, "_CHUNK", 25)
+    monkeypatch.setattr(_data, "_CHUNK", 32)
+    write_tfds(tmp_path, shape=(8, 8, 1), pixels={name: x[..., :1].squeeze(-1) for name, x in PIXELS.items()})
+    argv = ["unlearn", "--weights", str(home / "net"), "--data", "tfds:toys", "--data-dir", str(tmp_path)]
+    assert main([*argv, "--forget", "row:1", "--out", str(tmp_path / "out"), *FAST]) in (0, 3)
+    said = capsys.readouterr().err
+    for line in (
+        "reading labels: train set: 25 of 60",
+        "reading labels: train set: 60 of 60",
+        "reading labels: test set: 20 of 20",
+        "reading images: 32 of 80",
+        "reading images: 80 of 80",
+    ):
+        assert line in said
 
 
 def test_the_forget_images_alone_are_enough(home, monkeypatch, capsys):

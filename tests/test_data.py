@@ -236,8 +236,12 @@ NPZ_ERRORS = {
     "normalised": (dict(x=FLOATS - 0.5), r"got values from -0.5 to 0.5"),
     "y too short": (dict(y=np.zeros(59, int)), "must be 60 integers"),
     "y of floats": (dict(y=np.zeros(60)), "got float64"),
-    "negative label": (dict(y=np.arange(60) - 1), "labels from 0; got -1 in row 0"),
-    "objects": (dict(y=np.array([{}] * 60, dtype=object)), "Python objects, which are never unpickled"),
+    "negative label": (dict(y=np.arange(60) - 1), r"must be labels 0, 1, 2, \.\.\.; got -1 in row 0"),
+    "a label of 33 bits": (dict(y=np.arange(60) + 2**32 * (np.arange(60) > 57)), "got 4294967355 in row 59"),
+    "objects": (
+        dict(y=np.array([{}] * 60, dtype=object)),
+        "read: y.npy holds Python objects, a pickle",
+    ),
     "repeated id": (dict(id=np.arange(60) // 2), "ids of .* must not repeat; '0' occurs 2 times"),
     "ids of floats": (dict(id=np.zeros(60)), "id in .* must be 60 strings or integers"),
     "no training rows": (dict(split=np.array(["test"] * 60)), "must name 'train' for some rows; got test"),
@@ -259,7 +263,7 @@ def test_npz_files_that_are_none(tmp_path):
     (tmp_path / "short.npz").write_bytes(whole[: len(whole) // 2])
     assert "cut short" in message(open_source, f"npz:{tmp_path / 'short.npz'}")
     (tmp_path / "bent.npz").write_bytes(whole[:2000] + b"\0" * 50 + whole[2050:])
-    assert "is damaged" in message(open_source, f"npz:{tmp_path / 'bent.npz'}")
+    assert "bent.npz cannot be read: Bad CRC-32" in message(open_source, f"npz:{tmp_path / 'bent.npz'}")
 
 
 def test_tfds_errors_say_what_to_prepare(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 
 import hypothesis.strategies as st
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -85,6 +86,7 @@ CELLS = st.one_of(
     st.text(max_size=12),
     st.sampled_from(["file", "label", "id", "split", "1.png", "3", "999", "../x.png", "/x", "", "train", "~", "a\\b"]),
 )
+CHANGES = st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6)
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -126,6 +128,19 @@ def test_any_bytes_as_a_table_a_list_and_class_names(tmp_path, content):
 
 
 @FUZZ
+@given(CHANGES, st.just(0) | st.integers(0, 2000))
+def test_any_bytes_changed_in_an_archive(tmp_path, changes, keep):
+    np.savez(
+        tmp_path / "good.npz", x=np.zeros((2, 8, 8, 1), np.uint8), y=[3, 1], id=["a", "b"], split=["train", "test"]
+    )
+    content = bytearray((tmp_path / "good.npz").read_bytes())
+    for at, value in changes:
+        content[at % len(content)] = value
+    (tmp_path / "a.npz").write_bytes(content[:keep] if keep else content)
+    attempt(f"npz:{tmp_path / 'a.npz'}")
+
+
+@FUZZ
 @given(st.binary(max_size=60), st.integers(0, 90))
 def test_any_bytes_as_a_picture(tmp_path, content, keep):
     (tmp_path / "d" / "1").mkdir(parents=True, exist_ok=True)
@@ -141,7 +156,7 @@ def test_any_text_as_what_is_to_be_forgotten(tmp_path, text):
 
 
 @FUZZ
-@given(st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6))
+@given(CHANGES)
 def test_any_bytes_changed_in_parquet(tmp_path, changes):
     path = tmp_path / "a.parquet"
     write_parquet(path, [1, 2, 3])

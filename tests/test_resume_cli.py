@@ -260,15 +260,21 @@ def test_another_version_is_not_mixed_in(argv, tmp_path, often, monkeypatch, cap
     assert "its versions was" in capsys.readouterr().err
 
 
-def test_the_second_of_two_runs_into_one_folder_is_refused(argv, tmp_path, capsys):
+@pytest.mark.parametrize("command", ["unlearn", "train", "moments", "compare"])
+def test_the_second_of_two_runs_into_one_folder_is_refused(command, argv, weights, tmp_path, capsys):
     out = tmp_path / "out"
+    net = [command, "--arch", ARCH, "--data", "digits", "--quiet"]
+    given = {"unlearn": argv, "train": net, "moments": [*net, "--weights", weights]}
+    given["compare"] = [*given["moments"], "--forget", "5"]
     folder = _resume.folder_of(out)
     folder.mkdir()
     with filelock.FileLock(folder / "lock"):
-        assert main([*argv, "--out", str(out)]) == 2
-    assert f"another process is writing to {out}: wait for it, or choose another" in capsys.readouterr().err
+        assert main([*given[command], "--out", str(out)]) == 2
+    told = f"another process is writing to {out}: wait for it, or choose another output folder"
+    assert capsys.readouterr().err == f"jaxunlearn: error: {told}\n"
     assert not out.exists()
-    assert main([*argv, "--out", str(out)]) in (0, 3)
+    if command == "unlearn":
+        assert main([*argv, "--out", str(out)]) in (0, 3)
 
 
 def test_a_mistake_leaves_nothing(argv, tmp_path, capsys):

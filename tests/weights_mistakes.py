@@ -616,7 +616,7 @@ MISTAKES = (
     Mistake(
         "another number of classes",
         asked("w.npz"),
-        "digits has labels up to 9, tests.digits_net:Tiny has only 7 classes",
+        "digits has labels up to 9, tests.digits_net:Tiny has only 7 classes (instance 9)",
         files(npz(linear__weight=np.zeros((7, 256), np.float32), linear__bias=np.zeros(7, np.float32))),
     ),
     Mistake(

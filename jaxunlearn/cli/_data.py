@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn import _files, data as data_sources, report
+from jaxunlearn import _files, _progress, data as data_sources, report
 from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _errors, _model
 from jaxunlearn.data import PictureError, Reading, Source
@@ -88,12 +88,23 @@ def public(args: argparse.Namespace, model: Model, seed: int) -> np.ndarray | No
     return source.images(rows[public_rows(len(rows), seed)])
 
 
+def rows_of(source: Source, split: str) -> np.ndarray:
+    """Return the rows of a split; raise a ValueError where there is none of that name, or nothing in it."""
+    if split not in source.splits:
+        raise ValueError(f"{source.name} has no split {split!r}, only {', '.join(source.splits)}")
+    rows = source.splits[split]
+    if not len(rows):
+        raise ValueError(f"{source.name} has no instances in its split {split!r}, only in {source.filled}")
+    return rows
+
+
 def look(source: Source, sets: Mapping[str, np.ndarray]) -> None:
     """Read the images of some sets before the work, where they stay in memory, so that a bad one is found now."""
     if source.kept:
         rows = np.unique(np.concatenate(list(sets.values())))
         for start in range(0, len(rows), _CHUNK):
             source.read(rows[start : start + _CHUNK])
+            _progress.report("reading images", min(start + _CHUNK, len(rows)), len(rows))
 
 
 def record(args: argparse.Namespace, source: Source, run: Any = None) -> dict[str, Any]:

@@ -49,8 +49,6 @@ def _measure(args: argparse.Namespace) -> tuple[Source, np.ndarray, np.ndarray, 
     with _errors.user_input():
         run = None if args.run is None else report.read_run(args.run)
         source, model = _data.open_with_model(args, run, tell=True)
-        if args.split not in source.splits:
-            raise ValueError(f"{source.name} has no split {args.split!r}, only {', '.join(source.splits)}")
-    rows = source.splits[args.split]
+        rows = _data.rows_of(source, args.split)
     given = inference.predictions(model, source.view(rows), label=f"measuring {args.split}")
     return source, rows, given, model.spec.num_classes

@@ -90,7 +90,7 @@ def _moments(args: argparse.Namespace, out: Path) -> int:
     patterns = [pattern.strip() for pattern in args.layers.split(",") if pattern.strip()]
     with _progress.shown(quiet=args.quiet), _errors.user_input():
         source, model = _data.open_with_model(args, tell=True)
-        rows = source.splits["train"]
+        rows = _data.rows_of(source, "train")
         found = _finished(out, model, source.view(rows), patterns) if args.resume else None
         if found is None:
             _refuse_to_replace(out, args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import pickle
 import re
 import warnings
@@ -18,7 +17,7 @@ from jaxunlearn import _files
 from jaxunlearn.convert import huggingface, kinds
 
 _NESTED = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 #: Wrappers around wrappers that are taken off: a name of a million of them would take hours.
 _MOST_PREFIXES = 16
 _SAVE_FLAX = "save the network's variables alone, {'params': ..., 'batch_stats': ...}"
@@ -102,7 +101,7 @@ def strip_prefix(tensors: Mapping[str, Any]) -> dict[str, Any]:
     """
     named = dict(tensors)
     for _ in range(_MOST_PREFIXES if named else 0):
-        shared = next((p for p in _PREFIXES if all(name.startswith(p) for name in named)), None)
+        shared = next((p for p in PREFIXES if all(name.startswith(p) for name in named)), None)
         if shared is None:
             break
         named = {name.removeprefix(shared): value for name, value in named.items()}
@@ -131,24 +130,10 @@ def _npz(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
             _check_size(path, sum(member.file_size for member in archive.infolist()))
-            return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
+            members = archive.infolist()
+            return {member.filename.removesuffix(".npy"): _files.npz_array(archive, member) for member in members}
     except (Exception, MemoryError) as error:  # zipfile and NumPy raise nearly anything, too
         raise ValueError(f"{path} is no complete npz file of plain arrays ({_line(error)}): {kinds.AGAIN}") from None
-
-
-def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
-    if not member.filename.endswith(".npy"):
-        raise ValueError(f"{member.filename!r} is no array")
-    with archive.open(member) as file:
-        version = np.lib.format.read_magic(file)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)
-        if dtype.hasobject:
-            raise ValueError(f"{member.filename} holds Python objects, a pickle, which is not read")
-        if math.prod(shape) * dtype.itemsize > member.file_size:  # before NumPy sets memory aside for it
-            raise ValueError(f"{member.filename} says shape {shape} and has {member.file_size:,} bytes")
-    with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _msgpack(path: Path) -> dict[Any, Any]:

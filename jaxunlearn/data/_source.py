@@ -123,6 +123,11 @@ class Source:
         """Return the name of the split that holds a row, or None where it was skipped."""
         return next((name for name, rows in self.splits.items() if row in rows), None)
 
+    @property
+    def filled(self) -> str:
+        """The names of the splits that have instances, for messages."""
+        return ", ".join(name for name, rows in self.splits.items() if len(rows))
+
     def retained(self, gone: Any) -> np.ndarray:
         """Return the rows of the retain set: all of it without those that are to be forgotten, ascending."""
         return np.setdiff1d(self.splits["train"] if self.retain is None else self.retain, gone)

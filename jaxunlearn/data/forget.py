@@ -45,7 +45,7 @@ def parse_forget(spec: str, source: Source, *, seed: int) -> np.ndarray:
     train, text = source.splits["train"], spec.strip()
     kind, _, value = text.partition(":")
     if not len(train):
-        raise ValueError(f"{source.name} has no training instances, only {', '.join(source.splits)}")
+        raise ValueError(f"{source.name} has no training instances, only {source.filled}")
     if kind == "class" and value:
         label = source.label_of(value)
         rows = train[source.labels[train] == label]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Order(NamedTuple):
     how: str
 
 
-def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
+def class_order(found: Iterable[str], reading: Reading, where: str, at: Callable[[str], str] | None = None) -> Order:
     """Return the labels of the class names of a data set.
 
     Plain numbers are labels as they are, unless the names in order are known
@@ -44,6 +44,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
       found: the names.
       reading: with what is known of the network's classes.
       where: what a message calls the data set.
+      at: ``at(name)``, what it calls the first place that has a name; default: the data set.
 
     Raises:
       ValueError: a name that is not known, a label out of range, or as many names as do not tell their order.
@@ -57,7 +58,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
     """
     names = sorted(set(found))
     shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-    known, count = reading.classes, reading.num_classes
+    known, count, at = reading.classes, reading.num_classes, at or (lambda name: where)
     if known is not None:
         places = _places(known)
         missing = [name for name in names if name not in places]
@@ -67,7 +68,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
             return Order(label, known, len(known), f"{len(known)}, in the order of {reading.classes_from}")
         if len(missing) < len(names) or not _numbers(names):
             raise ValueError(
-                f"class {missing[0]!r} of {where} is not among the {len(known)} of {reading.classes_from} "
+                f"class {missing[0]!r} of {at(missing[0])} is not among the {len(known)} of {reading.classes_from} "
                 f"({', '.join(known[:3])}, ...): "
                 + (how(reading) if reading.flags and not reading.classes_from.startswith("--") else "add it")
             )
@@ -77,7 +78,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str) -> Order:
         for name, value in label.items():
             if limit is not None and value >= limit:
                 raise ValueError(
-                    f"label {name} of {where} is out of range: the network has outputs 0 to {limit - 1}"
+                    f"label {name} of {at(name)} is out of range: the network has outputs 0 to {limit - 1}"
                     + (f" (if it is a name and not a number, {how(reading)})" if known is None else "")
                 )
         _distinct(label, where)

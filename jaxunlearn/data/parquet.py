@@ -211,7 +211,7 @@ def _labels(path: str, column: str, values: list[Any], names: Any, reading: Read
             raise ValueError(f"{path}, row {row}: {column} must be a label from 0; got {value}")
     if any(isinstance(value, str) for value in values) or not _are_names(names):
         text = [str(value) for value in values]
-        order = class_order(text, reading, path)
+        order = class_order(text, reading, path, lambda name: f"{path}, row {text.index(name)},")
         return np.array([order.label[value] for value in text]), order
     for row, value in enumerate(values):
         if value >= len(names):
@@ -219,8 +219,9 @@ def _labels(path: str, column: str, values: list[Any], names: Any, reading: Read
                 f"{path}, row {row}: {column} {value} is out of range: the file names {len(names)} classes"
             )
     if reading.classes is not None:
-        order = class_order({names[value] for value in values}, reading, path)
-        return np.array([order.label[names[value]] for value in values]), order
+        named = [names[value] for value in values]
+        order = class_order(named, reading, path, lambda name: f"{path}, row {named.index(name)},")
+        return np.array([order.label[name] for name in named]), order
     if reading.num_classes not in (None, len(names)):
         shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
         raise ValueError(

@@ -48,7 +48,10 @@ def open_csv(path: str, root: str | None = None, reading: Reading | None = None)
                 raise ValueError(f"{path}, line {line}: {name} is empty")
     ids = cells.get("id", files)
     _no_repeats(path, "id" if "id" in cells else "file", ids, lines)
-    order = class_order(cells["label"], reading, path) if reading.labelled else None
+    order = None
+    if reading.labelled:
+        given = cells["label"]
+        order = class_order(given, reading, path, lambda name: f"{path}, line {lines[given.index(name)]},")
     paths = [folder / file for file in files]
     return source_of(
         name=f"csv:{path}",

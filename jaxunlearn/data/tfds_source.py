@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxunlearn import _progress
 from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.files import fitted, to_fit
 from jaxunlearn.data.pictures import name_of
@@ -163,6 +164,7 @@ def _ids_and_labels(builder: Any, split: str, image: str, label: str) -> tuple[l
             key = record.get("id", f"{split}_{len(ids)}")
             ids.append(key.decode() if isinstance(key, bytes) else str(key))
             labels.append(int(record[label]))
+        _progress.report(f"reading labels: {split} set", len(ids), len(source))
     y = np.array(labels, dtype=np.int64)
     if len(y) and (y.min() < 0 or y.max() >= builder.info.features[label].num_classes):
         raise ValueError(f"tfds:{builder.info.full_name} has instances without a label in split {split!r}")

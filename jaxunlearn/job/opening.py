@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from jaxunlearn import data as data_sources
+from jaxunlearn import _files, data as data_sources
 from jaxunlearn._types import Model, Preprocess, Recipe
 from jaxunlearn.data import Reading, Source
 
@@ -66,9 +66,13 @@ def check_fit(model: Model, source: Source) -> None:
     if source.input_shape != model.spec.input_shape:
         have, need = ("x".join(map(str, shape)) for shape in (source.input_shape, model.spec.input_shape))
         raise ValueError(f"the images of {source.name} are {have}, {name} takes {need}")
-    largest = int(source.labels.max())
-    if largest >= model.spec.num_classes:
-        raise ValueError(f"{source.name} has labels up to {largest}, {name} has only {model.spec.num_classes} classes")
+    row = int(source.labels.argmax())
+    largest, count = int(source.labels[row]), model.spec.num_classes
+    if largest >= count:
+        first = _files.printable(str(source.ids[row]))
+        raise ValueError(
+            f"{source.name} has labels up to {largest}, {name} has only {count} classes (instance {first})"
+        )
 
 
 def facts_of(source: Source) -> dict[str, Any]:
