@@ -415,6 +415,28 @@ def test_pictures_are_drawn_in_their_size_and_not_blank(tmp_path, settings):
         assert (border == 255).all()
 
 
+@pytest.mark.parametrize("name", ["$x_{$", "東京", "two\nlines", "a\x1b[31m", "😀", "\\frac$"])
+@pytest.mark.parametrize("goal", ["misclassify", "relabel"])
+def test_names_of_all_kinds_are_drawn_as_they_are(tmp_path, name, goal):
+    names = [f"{name}{c}" for c in range(C)]
+    run = make(k=3, goal=goal, ids=[f"{name}{i}" for i in range(3)], class_names=names, arch=name, data=name)
+    figures.draw(tmp_path, run)  # no formula, and no warning of letters that the font lacks
+    shown = [t.get_text() for f in run.figures().values() for t in f.findobj() if hasattr(t, "get_text")]
+    plain = " ".join(name.split()).replace("\x1b", "\\x1b")
+    assert shown.count(f"{plain}0") >= 3  # an id, its class in the table, and among the adversarial ones
+    assert not any(char in text for text in shown for char in "\n\x1b")
+
+
+def test_letters_that_the_usual_font_lacks_are_taken_from_others(monkeypatch):
+    monkeypatch.setattr(figures, "ALPHABETS", ("No Such Font", "DejaVu Serif"))
+    figures._fonts.cache_clear()
+    try:
+        texts = figures.made(make(k=1))["forgotten"][0].findobj(lambda artist: hasattr(artist, "get_fontfamily"))
+        assert {tuple(text.get_fontfamily()) for text in texts} == {("sans-serif", "DejaVu Serif")}
+    finally:
+        figures._fonts.cache_clear()
+
+
 def test_images_are_shown_with_hard_pixels_in_their_own_colours(tmp_path):
     colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
     run = make(k=1)

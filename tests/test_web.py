@@ -9,14 +9,16 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from PIL import Image
 
 from jaxunlearn import report
-from jaxunlearn.report import figures, web, words
+from jaxunlearn.report import figures, page as markdown_page, web, words
 from tests.test_report import C, make
 
 VOID = {"meta", "link", "img", "br", "input"}
 EVIL = ['<script>alert("1")</script>', "**bold** & `code`", "[a](javascript:alert(1))", '" onload="x']
+MARKS = ["*a* and *b*", "_c_ and `d", "[e](http://f)", "\\*g\\* <http://h>"]
 
 
 class Page(HTMLParser):
@@ -115,6 +117,28 @@ def test_what_comes_from_outside_stays_text(tmp_path):
     for name in EVIL:
         assert name in text
     assert run.command in text
+
+
+def test_marks_in_names_are_no_marks(tmp_path):
+    """Names of files and classes in all places that have some: the tags are those of a report with plain names."""
+    plain, evil = (
+        dict(
+            k=4, missed=4, ids=names, class_names=[f"{names[c % 4]}{c}" for c in range(C)],
+            arch=names[1], data=names[3], depth={"recognised": {"mirrored": 0.5}},
+            earlier=[{"run": "r", "id": name, "label": 1, "after": 1, "forgotten": False} for name in names],
+        )
+        for names in (["a", "b", "c", "d"], MARKS)
+    )  # fmt: skip
+    (_, usual), (run, found) = (page(tmp_path, **settings) for settings in (plain, evil))
+    assert found.tags == usual.tags
+    assert found.all("a", "href") == usual.all("a", "href")
+    text = "".join(found.text)
+    for name in MARKS:
+        assert text.count(name) >= 3  # not forgotten, remembered again, in the table
+    markdown = MarkdownIt("commonmark").enable("table")
+    texts = [Page(f"<div>{markdown.render(markdown_page.markdown(r, {}))}</div>") for r in (make(**plain), run)]
+    assert texts[0].tags == texts[1].tags
+    assert all("".join(texts[1].text).count(name) >= 3 for name in MARKS)
 
 
 def test_without_images_no_picture_of_an_instance_is_anywhere(tmp_path):

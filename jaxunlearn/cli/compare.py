@@ -269,14 +269,14 @@ def _write(
     command: str,
 ) -> list[tuple[str, ...]]:
     """Write the table, the picture and the page; return the rows of the table."""
-    from jaxunlearn.report import comparison
+    from jaxunlearn.report import comparison, figures
 
     rows = comparison.table(facts, groups)
     pictures = {}
     title = f"{len(facts['ids'])} instances of {facts['data']} forgotten by {facts['arch'] or 'the network'}"
     figure = comparison.picture(facts, groups, title)
     if figure is not None:
-        comparison.draw(out / "compare.png", figure)
+        figures.save(out / "compare.png", figure)
         pictures["compare.png"] = "Accuracy against depth, one dot a method; further right is deeper, higher is better"
     page = comparison.page(title, about, rows, chosen, left_out, pictures, command)
     (out / "compare.md").write_text(page, encoding="utf-8", errors="backslashreplace")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from scipy.stats import binomtest
 
-from jaxunlearn.report import figures
+from jaxunlearn.report import figures, words
 from jaxunlearn.report.tables import percent, unlearning_seconds
 
 HEADER = ("", "seeds", "D_f %", "D_r %", "D_test %", "recognised %", "agreement %", "change %", "seconds", "GiB", "saw")
@@ -118,8 +117,8 @@ def page(
     command: str,
 ) -> str:
     """Return ``compare.md``: what was asked, the table, the picture, what the columns mean, how to do it again."""
-    lines = [f"# {title}", ""]
-    lines += [f"* **{name}**: {value}" for name, value in facts]
+    lines = [f"# {words.literal(title)}", ""]
+    lines += [f"* **{name}**: {words.literal(value)}" for name, value in facts]
     lines += ["", _markdown(rows), ""]
     if left_out:
         lines += ["Not in the table:", "", *(f"* {name}: {why}" for name, why in left_out.items()), ""]
@@ -182,8 +181,3 @@ def _saw(counts: Mapping[str, int]) -> str:
 
 def _short(seconds: float) -> str:
     return f"{seconds:.0f}" if seconds >= 10 or not math.isfinite(seconds) else f"{seconds:.1f}"
-
-
-def draw(path: Path, figure: Any) -> None:
-    """Write a figure as PNG."""
-    figure.savefig(path, dpi=figures.DPI, facecolor="white")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxunlearn import _files
 from jaxunlearn._types import Batch
 
 if TYPE_CHECKING:
@@ -24,15 +27,33 @@ MARGINS = {
 }
 #: Up to so many steps each is a point; more make a staircase.
 FEW_STEPS = 30
+#: Names come from outside: a dollar in them begins no formula.
+AS_IT_IS: dict[str, Any] = {"parse_math": False}
+#: Asked, as far as they are installed, for letters that matplotlib's own font lacks.
+ALPHABETS = (
+    "Noto Sans CJK SC",
+    "WenQuanYi Zen Hei",
+    "Microsoft YaHei",
+    "Malgun Gothic",
+    "PingFang SC",
+    "Arial Unicode MS",
+)
 
 
 def draw(folder: Path, record: RunRecord) -> dict[str, str]:
     """Write every picture that a record has the data for and may show, and return what each shows by file name."""
     pictures = {}
     for name, (figure, caption) in made(record).items():
-        figure.savefig(folder / f"{name}.png", dpi=DPI, facecolor="white")
+        save(folder / f"{name}.png", figure)
         pictures[f"{name}.png"] = caption
     return pictures
+
+
+def save(path: Path, figure: Any) -> None:
+    """Write a figure as PNG; letters that no font has are boxes there, and text in reports."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        figure.savefig(path, dpi=DPI, facecolor="white")
 
 
 def made(record: RunRecord) -> dict[str, tuple[Any, str]]:
@@ -44,8 +65,11 @@ def made(record: RunRecord) -> dict[str, tuple[Any, str]]:
         "adversarial": (adversarial, "Adversarial examples of the forget set beside their originals"),
         "proxies": (proxies, "Some of the images that stood in for data: on them the old answers were held"),
     }
+    import matplotlib
+
     shown = makers if record.images else {name: makers[name] for name in ("curves", "transitions")}
-    drawn = {name: (make(record), caption) for name, (make, caption) in shown.items()}
+    with matplotlib.rc_context({"font.family": _fonts()}):
+        drawn = {name: (make(record), caption) for name, (make, caption) in shown.items()}
     return {name: (figure, caption) for name, (figure, caption) in drawn.items() if figure is not None}
 
 
@@ -74,7 +98,7 @@ def forgotten(record: RunRecord) -> Any:
         colour = GOOD if record.forgotten[i] else BAD
         _image(axes, record.forget.x[i], record.box, colour)
         item = instances[i]
-        axes.set_title(_id(item["id"]), fontsize=8.5, color=INK, pad=3)
+        axes.set_title(_id(item["id"]), fontsize=8.5, color=INK, pad=3, **AS_IT_IS)
         lines = (
             ("true", _name(record, item["label"]), "", INK),
             ("was", _name(record, item["before"]), _share(item["confidence_before"]), MUTED),
@@ -84,7 +108,7 @@ def forgotten(record: RunRecord) -> Any:
             y = -0.14 - 0.125 * n
             text = f"{_short(name, 16 - len(share))}, {share}" if share else _short(name, 17)
             axes.text(0, y, word, transform=axes.transAxes, fontsize=7.5, color=MUTED)
-            axes.text(0.23, y, text, transform=axes.transAxes, fontsize=7.5, color=ink)
+            axes.text(0.23, y, text, transform=axes.transAxes, fontsize=7.5, color=ink, **AS_IT_IS)
     return figure
 
 
@@ -186,8 +210,8 @@ def transitions(record: RunRecord) -> Any:
         if same and record.goal == "misclassify":
             axes.add_patch(Rectangle((c - 0.46, r - 0.46), 0.92, 0.92, fill=False, edgecolor=BAD, linewidth=1.6))
     upright = max(map(len, names[1])) <= 2
-    axes.set_xticks(range(len(columns)), names[1], rotation=0 if upright else 90, fontsize=8.5)
-    axes.set_yticks(range(len(rows)), names[0], fontsize=8.5)
+    axes.set_xticks(range(len(columns)), names[1], rotation=0 if upright else 90, fontsize=8.5, **AS_IT_IS)
+    axes.set_yticks(range(len(rows)), names[0], fontsize=8.5, **AS_IT_IS)
     axes.set_xticks(np.arange(len(columns) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(rows) + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
@@ -231,8 +255,8 @@ def adversarial(record: RunRecord) -> Any:
                 _image(axes, x, record.box, GRID)
                 target = _name(record, int(batch.target[draws[c - 1]]))
                 above, below = f"→ {target}", f"{np.linalg.norm(x - original):.2f} away"
-            axes.set_title(_short(above, 20), fontsize=8, color=INK, pad=3)
-            axes.set_xlabel(_short(below, 20), fontsize=8, color=MUTED, labelpad=2)
+            axes.set_title(_short(above, 20), fontsize=8, color=INK, pad=3, **AS_IT_IS)
+            axes.set_xlabel(_short(below, 20), fontsize=8, color=MUTED, labelpad=2, **AS_IT_IS)
     heading(
         figure,
         f"Adversarial examples of the forget set: {len(real)} in all",
@@ -275,8 +299,9 @@ def new_figure(width: float, height: float) -> Any:
 def heading(figure: Any, title: str, note: str) -> None:
     """Write a title and a note above a figure's axes."""
     width, height = figure.get_size_inches()
-    figure.text(0.15 / width, 1 - 0.12 / height, title, fontsize=11.5, fontweight="bold", color=INK, va="top")
-    figure.text(0.15 / width, 1 - 0.38 / height, note, fontsize=8.5, color=MUTED, va="top")
+    bold: dict[str, Any] = {"fontsize": 11.5, "fontweight": "bold", "color": INK}
+    for text, down, how in ((title, 0.12, bold), (note, 0.38, {"fontsize": 8.5, "color": MUTED})):
+        figure.text(0.15 / width, 1 - down / height, _files.visible(text), va="top", **how, **AS_IT_IS)
 
 
 def _panel(axes: Any, title: str, steps: int) -> None:
@@ -331,11 +356,11 @@ def _name(record: RunRecord, label: int | None) -> str:
     """Return a class name for a picture: of WordNet's synonyms the first."""
     if label is None or label < 0:
         return "not a number"
-    return record.class_names[label].split(",")[0] if record.class_names else str(label)
+    return _files.printable(record.class_names[label].split(",")[0]) if record.class_names else str(label)
 
 
 def _id(name: Any) -> str:
-    return f"#{name}" if str(name).isdigit() else _short(str(name), 19)
+    return f"#{name}" if str(name).isdigit() else _short(_files.printable(str(name)), 19)
 
 
 def _words(name: str) -> str:
@@ -348,3 +373,12 @@ def _short(text: str, length: int) -> str:
 
 def _share(confidence: float | None) -> str:
     return "" if confidence is None else f"{100 * confidence:.0f} %"
+
+
+@functools.cache
+def _fonts() -> list[str]:
+    """Return the usual font and those of `ALPHABETS` that are installed; names that are not are complained of."""
+    from matplotlib import font_manager
+
+    there = {font.name for font in font_manager.fontManager.ttflist}
+    return ["sans-serif", *(name for name in ALPHABETS if name in there)]

@@ -52,6 +52,7 @@ def html(record: RunRecord, pictures: Mapping[str, str], folder: Path) -> str:
             deep=deep,
             earlier=words.earlier(record),
             instances=rows,
+            ids=[str(name) for name in record.ids[:shown]],
             forgotten=record.forgotten[:shown].tolist(),
             thumbs=[*_thumbs(record, min(shown, MAX_THUMBS)), *[""] * max(shown - MAX_THUMBS, 0)]
             if record.images
@@ -75,7 +76,8 @@ def _environment() -> Any:
     from markdown_it import MarkdownIt
     from markupsafe import Markup
 
-    marks = MarkdownIt("zero").enable(["backticks", "emphasis", "link"])  # no HTML: whatever else there is, is text
+    # No HTML: whatever else there is, is text.
+    marks = MarkdownIt("zero").enable(["backticks", "emphasis", "escape", "link"])
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("jaxunlearn.report"), autoescape=True, undefined=jinja2.StrictUndefined
     )

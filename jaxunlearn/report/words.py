@@ -1,11 +1,13 @@
 """What a report says of a run, in plain words: sentences and rows that every format shows.
 
-Sentences have two marks of Markdown, ``**bold**`` and code in backticks.
+Sentences and cells have two marks of Markdown, ``**bold**`` and code in backticks;
+in names, which come from outside, marks are escaped.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -53,8 +55,8 @@ def title(record: RunRecord) -> str:
 def summary(record: RunRecord) -> list[tuple[str, str]]:
     """Return the first five lines, each with what it is about: asked, happened, cost, not claimed, seen."""
     k, done = len(record.ids), int(record.forgotten.sum())
-    network = f"The network `{record.arch}`" if record.arch else "The network"
-    source = f" of `{record.data}`" if record.data else ""
+    network = f"The network {code(record.arch)}" if record.arch else "The network"
+    source = f" of {code(record.data)}" if record.data else ""
     wish = "no longer give the right label to" if record.goal == "misclassify" else "give a chosen other label to"
     seconds = unlearning_seconds(record.results)
     return [
@@ -126,7 +128,7 @@ def earlier(record: RunRecord) -> str:
     if not record.earlier:
         return ""
     kept = sum(bool(item["forgotten"]) for item in record.earlier)
-    back = [str(item["id"]) for item in record.earlier if not item["forgotten"]]
+    back = [literal(str(item["id"])) for item in record.earlier if not item["forgotten"]]
     parts = [f"Of {len(record.earlier)} instances of earlier runs {kept} are still forgotten: these images themselves,"]
     parts += ["not versions of them."]
     parts += [f"Remembered again: {', '.join(back)}."] if back else []
@@ -160,7 +162,7 @@ def label(record: RunRecord, value: int | None) -> str:
     if value is None:
         return "not a number"
     name = record.class_names[value] if record.class_names else str(value)
-    return name if name == str(value) else f"{name} ({value})"
+    return name if name == str(value) else f"{literal(name)} ({value})"
 
 
 def verdict(record: RunRecord, value: int | None, confidence: float | None) -> str:
@@ -200,7 +202,7 @@ def _before(record: RunRecord) -> str:
 
 
 def _left(record: RunRecord) -> str:
-    left = [str(name) for name, done in zip(record.ids, record.forgotten, strict=True) if not done]
+    left = [literal(str(name)) for name, done in zip(record.ids, record.forgotten, strict=True) if not done]
     if not left:
         return ""
     names = ", ".join(left[:8]) + (", ..." if len(left) > 8 else "")
@@ -261,7 +263,7 @@ def instances(record: RunRecord, most: int) -> tuple[Rows, str]:
     for item in record.results["instances"][:most]:
         rows.append(
             (
-                str(item["id"]),
+                literal(str(item["id"])),
                 label(record, item["label"]),
                 *([label(record, item["target"])] * relabel),
                 verdict(record, item["before"], item["confidence_before"]),
@@ -272,3 +274,21 @@ def instances(record: RunRecord, most: int) -> tuple[Rows, str]:
         )
     more = len(record.ids) - most
     return rows, f"{more} more are in `results.json`." if more > 0 else ""
+
+
+def literal(text: str) -> str:
+    """Return a text whose marks of Markdown, and tags, show as they are written.
+
+    >>> print(literal("*a* [b](c) <d> train_0 _e_"))
+    \\*a\\* \\[b](c) \\<d> train_0 \\_e\\_
+    """
+    return re.sub(r"[\\`*\[<]|(?<![^\W_])_|_(?![^\W_])", r"\\\g<0>", text)
+
+
+def code(text: str) -> str:
+    """Return a text as code.
+
+    >>> code("tfds:cifar10"), code("a`b")
+    ('`tfds:cifar10`', '`` a`b ``')
+    """
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
