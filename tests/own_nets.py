@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from tests.digits_net import Tiny
+
 
 class Linen(nn.Module):
     """Convolution, GroupNorm, dense, LayerNorm, Dropout, dense."""
@@ -52,6 +54,17 @@ class Broken(nnx.Module):
 class Demanding(nnx.Module):
     def __init__(self, num_classes: int, depth: int, rngs: nnx.Rngs) -> None:
         self.depth = depth
+
+
+class Inside(nn.Module):
+    """All layers in one module, by a name that wrappers give, too."""
+
+    num_classes: int
+    head = "net/linear"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+        return Tiny(self.num_classes, name="net")(x, train=train)
 
 
 WIDTH = 3

@@ -26,6 +26,7 @@ from jaxunlearn.convert.files import read_raw
 from tests import own_nets
 
 OURS, LINEN, NNX = "cifar_resnet8", "tests.own_nets:Tokens", "tests.own_nets:Nnx"
+INSIDE = "tests.own_nets:Inside"
 SIZES = {OURS: dict(num_classes=10, input_shape=(16, 16, 3))}
 
 
@@ -77,7 +78,7 @@ SPELLINGS: dict[str, Callable[[str], dict[str, np.ndarray]]] = {
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-@pytest.mark.parametrize("arch", [OURS, LINEN, NNX])
+@pytest.mark.parametrize("arch", [OURS, LINEN, NNX, INSIDE])
 def test_names_of_flax_in_and_out(tmp_path: Path, arch: str, spelling: str) -> None:
     named = SPELLINGS[spelling](arch)
     safetensors.numpy.save_file(named, tmp_path / "a.safetensors")
@@ -93,7 +94,7 @@ def test_names_of_flax_in_and_out(tmp_path: Path, arch: str, spelling: str) -> N
     assert convert.classes(named, head) == 10
 
 
-@pytest.mark.parametrize("arch", [OURS, LINEN, NNX])
+@pytest.mark.parametrize("arch", [OURS, LINEN, NNX, INSIDE])
 def test_a_file_of_flax_serialization_in_and_out(tmp_path: Path, arch: str) -> None:
     before, after = tmp_path / "a.msgpack", tmp_path / "b.msgpack"
     before.write_bytes(flax.serialization.to_bytes(flax.core.freeze(variables(arch))))

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from jaxunlearn import _tree, checkpoint, convert, models
 from jaxunlearn._types import Recipe
@@ -75,6 +76,25 @@ def test_weights_by_pytorchs_names_there_and_back(arch: str, tmp_path: Path) -> 
     assert done.difference == 0
     again = convert.load_weights(tmp_path / "own.safetensors", recipe, models.from_recipe)
     assert _tree.model_digest(again) == _tree.model_digest(model)
+
+
+def test_a_module_of_ones_own_is_not_taken_for_a_wrapper(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    arch, file, out = "tests.own_nets:Inside", tmp_path / "net.safetensors", tmp_path / "out.safetensors"
+    recipe = models.recipe(arch, num_classes=12, input_shape=(8, 8, 1))
+    model = models.from_recipe(recipe, key=jax.random.key(0))
+    convert.export(model, file)
+    assert all(name.startswith("net.") for name in convert.files.read_raw(file).tensors)
+    tensors = convert.files.read_raw(file).tensors
+    for before in ("", "net.", "module.net."):  # saved alone, as it is, and inside a wrapper
+        named = {before + name.removeprefix("net."): value for name, value in tensors.items()}
+        safetensors.numpy.save_file(named, file)
+        assert _tree.model_digest(convert.load_weights(file, recipe, models.from_recipe)) == _tree.model_digest(model)
+        assert _tree.model_digest(convert.from_torch(named, model)) == _tree.model_digest(model)
+        assert convert.export(model, out, like=file, overwrite=True).changed == ()
+        assert {*convert.files.read_raw(out).tensors} == {*named}
+        argv = ["evaluate", "--model", arch, "--weights", str(file), "--data", "digits", "--json", "--quiet"]
+        assert main(argv) == 0
+        assert len(json.loads(capsys.readouterr().out)["by_class"]) == 12  # as the weights say
 
 
 @pytest.mark.parametrize(

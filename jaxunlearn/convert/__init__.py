@@ -37,7 +37,7 @@ from jaxunlearn import _files
 from jaxunlearn._types import Model, Recipe
 from jaxunlearn.convert import fit, huggingface, layouts
 from jaxunlearn.convert.export import SUFFIXES, Exported, export
-from jaxunlearn.convert.files import as_numpy, read_state_dict, strip_prefix
+from jaxunlearn.convert.files import PREFIXES, as_numpy, read_state_dict
 from jaxunlearn.convert.fit import to_torch
 from jaxunlearn.convert.layouts import KERAS
 
@@ -82,7 +82,8 @@ def from_torch(state_dict: Mapping[str, Any], model: Model) -> Model:
     >>> _tree.digest(again.params) == _tree.digest(net.params)
     True
     """
-    tensors = {k: as_numpy(k, v) for k, v in strip_prefix(state_dict).items() if not fit.is_ignored(k)}
+    clean = fit.clean_names(state_dict, model)
+    tensors = {clean[k]: as_numpy(k, v) for k, v in state_dict.items() if not fit.is_ignored(clean[k])}
     return fit.fill(layouts.choose_torch(tensors, fit.shapes(model)), tensors, model)
 
 
@@ -117,7 +118,7 @@ def from_named(tensors: Mapping[str, Any], model: Model) -> Model:
     >>> _tree.model_digest(again) == _tree.model_digest(net)
     True
     """
-    clean = fit.clean_names(tensors)
+    clean = fit.clean_names(tensors, model)
     known = {clean[k]: as_numpy(k, value) for k, value in tensors.items() if not fit.is_ignored(clean[k])}
     return fit.fill(fit.choose(known, model), known, model)
 
@@ -128,7 +129,11 @@ def classes(tensors: Mapping[str, np.ndarray], head: tuple[str, ...]) -> int | N
     >>> classes({"fc.weight": np.zeros((7, 64))}, ("fc",)), classes({"fc/kernel": np.zeros((64, 7))}, ("fc",))
     (7, 7)
     """
-    return layouts.class_count(tensors, head)
+    head, found = tuple(head), layouts.class_count(tensors, head)
+    while found is None and head and f"{head[0]}." in PREFIXES:  # which `read_state_dict` cuts off
+        head = head[1:]
+        found = layouts.class_count(tensors, head)
+    return found
 
 
 @_files.one_line()

@@ -119,7 +119,7 @@ def export(
 def _layout(model: Model, path: Path, raw: Raw | None) -> Layout:
     if raw is None:
         return fit.flax_layout(model) if path.suffix.lower() == _TREE else fit.layout_of(model)
-    layout = fit.choose(_clean(raw).values(), model)
+    layout = fit.choose(_clean(raw, model).values(), model)
     if path.suffix.lower() == _TREE and layout.name != layouts.FLAX:
         raise ValueError(
             f"{path.name} would be a tree by Flax's names, and {raw.path.name} has {layout.name}'s: write a "
@@ -128,13 +128,13 @@ def _layout(model: Model, path: Path, raw: Raw | None) -> Layout:
     return layout
 
 
-def _clean(raw: Raw) -> dict[str, str]:
-    return fit.clean_names(raw.tensors)
+def _clean(raw: Raw, model: Model) -> dict[str, str]:
+    return fit.clean_names(raw.tensors, model)
 
 
 def _like(model: Model, layout: Layout, raw: Raw) -> _Content:
     """Return the tensors of a file with those of the network in their places."""
-    clean = _clean(raw)
+    clean = _clean(raw, model)
     known = {clean[name]: tensor for name, tensor in raw.tensors.items() if not fit.is_ignored(clean[name])}
     try:
         before = fit.named(layout, fit.fill(layout, known, model), known)
@@ -178,7 +178,7 @@ def _same_bits(one: np.ndarray, two: np.ndarray) -> bool:
 def _compare(file: Path, layout: Layout, model: Model, *, exact: bool) -> float:
     """Return how far logits by a written file are from a network's; raise OSError if it holds something else."""
     raw = read_raw(file)
-    tensors = {name: raw.tensors[key] for key, name in _clean(raw).items() if not fit.is_ignored(name)}
+    tensors = {name: raw.tensors[key] for key, name in _clean(raw, model).items() if not fit.is_ignored(name)}
     if raw.tree is not None:
         layout = fit.choose(tensors, model)  # a tree made of names with dots is read with slashes
     again = fit.fill(layout, tensors, model)

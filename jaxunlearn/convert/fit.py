@@ -11,22 +11,40 @@ import numpy as np
 from jaxunlearn import _tree
 from jaxunlearn._types import Model
 from jaxunlearn.convert import layouts
-from jaxunlearn.convert.files import strip_prefix
+from jaxunlearn.convert.files import PREFIXES, strip_prefix
 from jaxunlearn.convert.layouts import KERAS, Layout, Shape
 
 #: PyTorch's count of batches, which no layer of Flax keeps.
 COUNTER = "num_batches_tracked"
 
 
-def clean_names(names: Collection[str]) -> dict[str, str]:
+def clean_names(names: Collection[str], model: Model | None = None) -> dict[str, str]:
     """Return, for each name of a file, the name without what wrappers and TensorFlow put around it.
+
+    Where all layers of a network lie in one module of such a name (``self.net = ...``), it stays.
+
+    Args:
+      names: of the file.
+      model: the network that they are to fill, or None.
 
     >>> clean_names(["module.fc.weight", "module.fc.bias"])["module.fc.bias"], clean_names(["conv1/kernel:0"])
     ('fc.bias', {'conv1/kernel:0': 'conv1/kernel'})
     """
     if any("/" in name for name in names):
         return {name: name.removesuffix(":0") for name in names}
-    return dict(zip(names, strip_prefix(dict.fromkeys(names)), strict=True))
+    clean, own = list(strip_prefix(dict.fromkeys(names))), "" if model is None else own_prefix(model)
+    if own and not any(name.startswith((own, "params.", "batch_stats.", "model_state.")) for name in clean):
+        clean = [own + name for name in clean]
+    return dict(zip(names, clean, strict=True))
+
+
+def own_prefix(model: Model) -> str:
+    """Return the steps that all of a network's arrays have in common and that a wrapper could have put there, too."""
+    prefix, paths = "", [*leaves(model)]
+    while len(steps := {path.partition("/")[0] for path in paths}) == 1 and f"{min(steps)}." in PREFIXES:
+        prefix += f"{min(steps)}."
+        paths = [path.partition("/")[2] for path in paths]
+    return prefix
 
 
 def is_ignored(name: str) -> bool:
