@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import numpy as np
 import pytest
 
 from jaxunlearn import artefacts, checkpoint, curvature, inference, models, training
+from jaxunlearn.cli import train
 from jaxunlearn.cli.main import main
 from jaxunlearn.data import open_source
 from tests.digits_net import ARCH, tensors
@@ -141,6 +143,37 @@ def test_a_head_wider_than_the_data_has_codes_of_the_classes_that_there_are(tmp_
     assert (answers.argmax(axis=1) == np.arange(10)).mean() == facts(tmp_path / "net")["accuracy"]["codes"] == 1
 
 
+def test_images_of_other_channels_than_a_networks_usual_ones(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", x=np.random.default_rng(0).integers(0, 256, (8, 8, 8, 3), np.uint8), y=np.arange(8) % 3)
+    argv = ["train", "--arch", "digits_cnn", "--data", "npz:a.npz", "--epochs", "1", "--batch-size", "4"]
+    assert main([*argv, "--out", "net"]) == 0
+    assert "inputs normalised by mean 0.3053 0.3053 0.3053" in " ".join(capsys.readouterr().out.split())
+    assert checkpoint.describe("net/checkpoint")["recipe"].std == (0.376,) * 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "channels", "expected"),
+    [
+        ({"arch": "cifar_resnet8"}, 1, ((0.449,), (0.226,))),
+        ({"arch": "resnet20"}, 3, (None, None)),
+        ({"arch": "cifar_resnet8", "mean": (0.0,), "std": (1.0,)}, 1, ((0.0,), (1.0,))),
+        ({"arch": ARCH}, 3, (None, None)),
+    ],
+    ids=str,
+)
+def test_normalisation_of_fresh_networks(flags, channels, expected):
+    assert train._normalisation(argparse.Namespace(**{"mean": None, "std": None} | flags), channels) == expected
+
+
+def test_labels_that_are_no_labels_build_no_network(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    np.savez("a.npz", x=np.zeros((2, 8, 8, 1), np.uint8), y=np.array([0, 47_110_815]))
+    found = error(["train", "--arch", "digits_cnn", "--data", "npz:a.npz", "--out", "net"], capsys)
+    assert found == "a digits_cnn of 47,110,816 classes, more than 1,048,576: labels are 0, 1, 2, ..."
+    assert not (tmp_path / "net").exists()
+
+
 def test_training_goes_on_from_given_weights(trained, tmp_path):
     out = tmp_path / "on"
     argv = ["train", "--weights", str(trained), "--data", "digits", "--epochs", "1", "--learning-rate", "0", "--quiet"]
@@ -175,7 +208,7 @@ def test_what_is_told(tmp_path, capsys):
         (["--learning-rate", "-1"], "--learning-rate must be a finite number of at least 0; got '-1'"),
         (["--data", "digit"], "unknown data source 'digit'"),
         (["--arch", "digits_cn"], "unknown network 'digits_cn'; did you mean digits_cnn"),
-        (["--arch", "cifar_resnet8"], "mean must have one value for each of the 1 channels"),
+        (["--mean", "0,0,0", "--std", "1,1,1"], "mean must have one value for each of the 1 channels; got (0.0, 0.0,"),
         (["--learning-rate", "1e30"], "training diverged: the loss is nan at step"),
     ],
 )

@@ -91,7 +91,8 @@ def check_normalisation(
     if len(mean) != len(std):
         raise ValueError(f"mean and std must have one length; got {len(mean)} and {len(std)}")
     if input_shape is not None and len(mean) != input_shape[-1]:
-        raise ValueError(f"mean must have one value for each of the {input_shape[-1]} channels; got {mean}")
+        need = f"one value for each of the {input_shape[-1]} channels"
+        raise ValueError(f"mean must have {need}; got {mean}: give mean and std")
     _validate.in_range("mean", mean)
     _validate.in_range("std", std)
     if min(std) <= 0:

@@ -158,7 +158,7 @@ def _train(args: argparse.Namespace, command: str, device: str) -> int:
     seconds: dict[str, float] = {}
     with _errors.user_input(), _progress.shown(quiet=args.quiet):
         source, model = _start(args)
-    rows = source.splits["train"]
+        rows = _data.rows_of(source, "train")
     codes = None if args.codes is None else proxies.draw_codes(_key(args, 2), model)
     if not (args.quiet or args.json):
         _output.facts(_plan(args, model, source, device))
@@ -206,12 +206,24 @@ def _start(args: argparse.Namespace) -> tuple[Source, Model]:
     if args.weights is not None:
         return _data.open_with_model(args)
     source = _data.open_source(args, args.data)
+    mean, std = _normalisation(args, source.input_shape[-1])
     recipe = models.recipe(
-        args.arch, num_classes=source.num_classes, input_shape=source.input_shape, mean=args.mean, std=args.std
+        args.arch, num_classes=source.num_classes, input_shape=source.input_shape, mean=mean, std=std
     )
     model = _model.builder(args)(recipe, key=_key(args, 0))
     _model.check_fit(model, source)
     return source, model
+
+
+def _normalisation(args: argparse.Namespace, channels: int) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Return mean and deviation of the flags; else, where a network is usually of other channels, its mean ones."""
+    if args.mean is not None or args.std is not None or ":" in args.arch:
+        return args.mean, args.std
+    usual = models.known(args.arch)
+    if channels == len(usual.mean):
+        return None, None
+    mean, std = ((round(float(np.mean(values)), 4),) * channels for values in (usual.mean, usual.std))
+    return mean, std
 
 
 def _key(args: argparse.Namespace, purpose: int) -> jax.Array:

@@ -27,7 +27,7 @@ from jaxunlearn.models.registry import ALIASES, ARCHS, TIMM, Arch
 __all__ = ["Arch", "aliases", "canonical", "classifier", "from_recipe", "known", "names", "recipe"]
 
 #: What a stranger's recipe may ask for: more would be built for hours, or fill the memory with one batch.
-_MOST_LAYERS, _MOST_INPUTS = 256, 2**27
+_MOST_LAYERS, _MOST_INPUTS, _MOST_CLASSES = 256, 2**27, 2**20
 #: Arguments of networks of ours that say how often something is built.
 _LOOPS = ("depth", "depths", "blocks", "grid")
 
@@ -218,6 +218,9 @@ def _kind(recipe: Recipe, named: str | None) -> Any:
         raise ValueError(f"the recipe of {recipe.arch}: an input of {shape} has more than {_MOST_INPUTS:,} values")
     if type(fields["num_classes"]) is not int:
         raise ValueError(f"the recipe of {recipe.arch}: num_classes must be a number; got {fields['num_classes']!r}")
+    if fields["num_classes"] > _MOST_CLASSES:
+        many = f"{fields['num_classes']:,} classes, more than {_MOST_CLASSES:,}"
+        raise ValueError(f"a {recipe.arch} of {many}: labels are 0, 1, 2, ...")
     if recipe.arch in ARCHS:
         return ARCHS[recipe.arch].network
     if ":" not in recipe.arch:
