@@ -109,6 +109,17 @@ def load(path: str | os.PathLike[str], *, kind: str | None = None, model: Model 
     return artefact
 
 
+def is_one(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file of safetensors says that it is an artefact, or cannot say what it is."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return "artefact" in (file.metadata() or {})
+    except (OSError, safetensors.SafetensorError):  # `load` tells of it
+        return True
+
+
 def check_model(artefact: Artefact, model: Model, *, name: str = "") -> None:
     """Raise a ValueError unless an artefact was made from this model."""
     digest = _tree.model_digest(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from types import SimpleNamespace
 
 import jax
@@ -97,6 +98,17 @@ def test_the_first_network_may_be_gone(gone, tmp_path, seen, capsys):
     assert "2 instances of earlier runs, measured again, not in retain, to stay forgotten; the network before" in said
     assert "original" not in seen[1].artefacts
     assert results(tmp_path / "b")["extras"]["first_network"] == "gone"
+
+
+def test_weights_exported_into_a_runs_folder_are_no_obstacle(first, tmp_path, capsys):
+    shutil.copytree(first, tmp_path / "a")
+    assert main(["export", "--run", str(tmp_path / "a"), "--out", str(tmp_path / "a" / "w.safetensors")]) == 0
+    argv = ["unlearn", "--from", str(tmp_path / "a"), *EDIT, "--forget", "501"]
+    assert main([*argv, "--out", str(tmp_path / "b")]) == 0
+    (tmp_path / "a" / "w.safetensors").write_bytes(b"damaged")
+    capsys.readouterr()
+    assert main([*argv, "--out", str(tmp_path / "c")]) == 2
+    assert "w.safetensors is not an artefact of jaxunlearn, or is damaged" in capsys.readouterr().err
 
 
 def test_an_earlier_instance_that_is_remembered_again_is_exit_status_3(first, tmp_path, monkeypatch, capsys):

@@ -42,7 +42,7 @@ def earlier_of(previous: report.Run, source: Source, rows: np.ndarray) -> list[E
 def left_behind(previous: report.Run, model: Model) -> dict[str, Artefact]:
     """Return by kind the artefacts of a run's folder that are of this network, or of the one inside it."""
     known = {_tree.model_digest(layer) for layer in wrappers.layers(model)}  # a certificate is of the network inside
-    found = map(artefacts.load, previous.artefacts)
+    found = map(artefacts.load, filter(artefacts.is_one, previous.artefacts))  # weights may be exported there, too
     return {artefact.kind: artefact for artefact in found if artefact.model_digest in known}
 
 
