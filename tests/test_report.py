@@ -477,6 +477,13 @@ def lines(panel):
     return {line.get_label(): line for line in panel.get_lines()}
 
 
+def test_long_ids_are_told_apart_in_pictures():
+    names = ["people/a long name/img_0001.jpg", "a rather long name, 1.png", "a rather long name, 2.png", "17", "a/"]
+    assert [figures._id(name) for name in names] == [
+        "img_0001.jpg", "a rather…me, 1.png", "a rather…me, 2.png", "#17", "a"
+    ]  # fmt: skip
+
+
 def test_few_steps_are_points_and_many_a_staircase():
     for steps, style, marker in ((6, "default", "o"), (figures.FEW_STEPS + 1, "steps-post", "None")):
         accuracy, count, _ = figures.curves(make(steps=steps)).axes

@@ -360,7 +360,11 @@ def _name(record: RunRecord, label: int | None) -> str:
 
 
 def _id(name: Any) -> str:
-    return f"#{name}" if str(name).isdigit() else _short(_files.printable(str(name)), 19)
+    """Return an id for a picture: of a path the name of the file, of a long one both ends, which tell it from others."""
+    if str(name).isdigit():
+        return f"#{name}"
+    text = _files.printable(str(name)).rstrip("/").rpartition("/")[2]
+    return text if len(text) <= 19 else f"{text[:9].rstrip()}…{text[-9:].lstrip()}"
 
 
 def _words(name: str) -> str:
