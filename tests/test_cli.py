@@ -348,7 +348,8 @@ def test_without_images_nobody_is_seen(weights, tmp_path, method):
 def test_evaluate_a_run_prints_one_json_object(run, capsys):
     assert main(["evaluate", "--run", str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found.keys() == {"accuracy", "n", "by_class"}
+    assert found.keys() == {"accuracy", "n", "by_class", "split"}
+    assert found["split"] == "test"
     assert found["accuracy"] == results(run)["after"]["test"]
     assert found["n"] == 257
     source = open_source("digits")

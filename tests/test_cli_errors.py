@@ -130,7 +130,7 @@ LINES = {
     "evaluate --run theirs": "theirs is not a jaxunlearn run",
     "evaluate --weights checkpoint": "--data is missing",
     "evaluate --weights checkpoint --data digits --split dev": "digits has no split 'dev', only train, test",
-    "evaluate --weights checkpoint --data npz:data_test.npz": "npz:data_test.npz has no split 'test', only train",
+    "evaluate --weights checkpoint --data npz:data_test.npz --split test": "npz:data_test.npz has no split 'test'",
     "evaluate --weights checkpoint --data digits --data-dir theirs": "--data-dir is for tfds: and csv: sources only",
     # commands and devices
     "frobnicate": "unknown command 'frobnicate'; there are demo, train, moments, unlearn",
