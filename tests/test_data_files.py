@@ -177,6 +177,8 @@ def test_a_table_with_ids_splits_and_more(tmp_path):
     assert source.ids[rows].tolist() == [f"p{row}" for row in ROWS if row % 3 == 1 and row % 5]
     both = parse_forget("person=4712, 4713", source, seed=0)
     assert set(both.tolist()) == {row - 1 for row in ROWS if row % 3 and row % 5}
+    with pytest.raises(ValueError, match=r"has person='713'; there are 4713, 4711, 4712$"):  # what is alike first
+        parse_forget("person=713", source, seed=0)
     assert parse_forget("split=train", source, seed=0).tolist() == source.splits["train"].tolist()
     assert parse_forget("row:0,3", source, seed=0).tolist() == [0, 3]
     assert parse_forget("pictures/7.png,8.png,p9,11", source, seed=0).tolist() == [6, 7, 8, 10]

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 
-from jaxunlearn import models
+from jaxunlearn import convert, models
 from jaxunlearn.cli.main import main
 
 
@@ -44,6 +46,19 @@ def test_a_tag_of_timm_is_an_alias_where_the_layout_is_the_same() -> None:
     for arch in ("vgg16.tv_in1k", "cifar_resnet20.a1_in1k", "resnet20.x", "resnet50.", "resnet50.a.b", "resnet50.a1:N"):
         with pytest.raises(ValueError):
             models.recipe(arch)
+
+
+def test_weights_of_another_network_say_which(tmp_path, monkeypatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = models.recipe("cifar_resnet8", num_classes=7)
+    np.savez("w.npz", **convert.to_torch(models.from_recipe(recipe, key=jax.random.key(0))))  # type: ignore[arg-type]
+    argv = ["evaluate", "--weights", "w.npz", "--data", "digits"]
+    for arch, said in (
+        (["--arch", "cifar_resnet14"], "do not fit cifar_resnet14: missing .*; they fit cifar_resnet8$"),
+        ([], r"which network are the weights of w.npz for\? They fit cifar_resnet8$"),
+    ):
+        assert main([*argv, *arch]) == 2
+        assert re.search(said, capsys.readouterr().err.rstrip())
 
 
 def test_unknown_flags_are_refused(capsys: pytest.CaptureFixture) -> None:

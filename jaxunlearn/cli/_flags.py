@@ -52,15 +52,15 @@ class _Formatter(argparse.HelpFormatter):
         return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
-def add_model_flags(parser: argparse.ArgumentParser, archs: Sequence[str]) -> None:
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that name a network and its weights."""
     group = parser.add_argument_group("network")
     group.add_argument(
         "--arch",
         "--model",
         metavar="NAME",
-        help=f"{', '.join(archs)}, or package.module:NAME of your own: a Linen or NNX class, or a function that "
-        "returns such a module; --model is another spelling",
+        help="one of `jaxunlearn models`, such as resnet50, or package.module:NAME of your own: a Linen or NNX class, "
+        "or a function that returns such a module; --model is another spelling",
     )
     group.add_argument(
         "--weights",

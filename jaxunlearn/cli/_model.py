@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from jaxunlearn import _tree, checkpoint, convert, models
 from jaxunlearn._types import Model, Recipe
@@ -17,6 +19,9 @@ from jaxunlearn.data import Source
 from jaxunlearn.job import opening
 from jaxunlearn.job.previous import checkpoint_in
 from jaxunlearn.report.folder import recovered
+
+#: Networks of the registry that are tried where weights do not fit the one that was named.
+_TRIED = 6
 
 
 def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Model:
@@ -43,7 +48,9 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
         if path.is_dir():
             return _from_folder(args, checkpoint_in(path))
         if args.arch is None:
-            raise ValueError(f"--arch is missing: which network are the weights of {path.name} for?")
+            fitting = _fitting(convert.read_state_dict(path)) if path.is_file() else ""
+            asked = f"--arch is missing: which network are the weights of {path.name} for?"
+            raise ValueError(asked + (f" They fit {fitting}" if fitting else ""))
         return _from_file(args, path, source)
 
 
@@ -142,7 +149,33 @@ def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> M
     try:
         return convert.from_named(tensors, builder(args)(recipe, abstract=True))
     except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
+        fitting = _fitting(tensors, recipe.arch) if "do not fit" in str(error) else ""
+        raise ValueError(f"{path.name}: {error}" + (f"; they fit {fitting}" if fitting else "")) from error
+
+
+def _fitting(tensors: Mapping[str, np.ndarray], apart: str = "") -> str:
+    """Return the names of networks that weights fit, of those of about their size in the registry, or nothing.
+
+    Args:
+      tensors: of `jaxunlearn.convert.read_state_dict`.
+      apart: a network that they do not fit.
+    """
+    size = sum(tensor.size for tensor in tensors.values())
+    away = {name: abs(models.known(name).parameters - size) for name in models.names() if name != apart}
+    found = []
+    for name in sorted(away, key=lambda name: away[name])[:_TRIED]:
+        if away[name] > size / 2:
+            break
+        recipe = models.recipe(name)
+        layer = models.classifier(recipe)
+        try:
+            count = convert.classes(tensors, layer) if layer else None
+            recipe = recipe if count is None else models.recipe(name, num_classes=count)
+            convert.from_named(tensors, models.from_recipe(recipe, abstract=True))
+        except ValueError:
+            continue
+        found.append(name)
+    return " and ".join(found)
 
 
 def origin(args: argparse.Namespace, model: Model, run: Any = None) -> dict[str, str] | None:

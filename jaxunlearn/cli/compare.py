@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _validate, methods, models
+from jaxunlearn import _validate, methods
 from jaxunlearn.cli import _comparison, _data, _errors, _flags, _output, _process, _resume, _run
 from jaxunlearn.cli._comparison import FACTORS, Entry
 
@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    _flags.add_model_flags(parser, models.names())
+    _flags.add_model_flags(parser)
     _flags.add_data_flags(parser, apart=True)
     group = parser.add_argument_group("request")
     group.add_argument("--forget", metavar="SPEC", required=True, help="as for `jaxunlearn unlearn`")

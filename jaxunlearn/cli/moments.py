@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _tree, artefacts, curvature, models
+from jaxunlearn import _tree, artefacts, curvature
 from jaxunlearn._types import Artefact, Model
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _output, _process, _progress, _resume, _run
 from jaxunlearn.report.record import versions
@@ -49,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         "then needs the forget set only.",
         epilog=EPILOG,
     )
-    _flags.add_model_flags(parser, models.names())
+    _flags.add_model_flags(parser)
     _flags.add_data_flags(parser)
     parser.add_argument(
         "--layers", metavar="GLOBS", default="", help="kernels to sum for, such as layer3*,linear*; default: all"

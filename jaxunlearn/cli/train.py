@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "held in memory as float32, once more on the device: 614 MB each for 50,000 images of 32x32x3.",
         epilog=EPILOG,
     )
-    _flags.add_model_flags(parser, models.names())
+    _flags.add_model_flags(parser)
     _flags.add_data_flags(parser)
     group = parser.add_argument_group("training")
     group.add_argument(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn import artefacts, convert, models, patches, wrappers
+from jaxunlearn import artefacts, convert, patches, wrappers
 from jaxunlearn._types import Model, Recipe
 from jaxunlearn.cli import _device, _errors, _flags, _model, _output, _progress
 
@@ -32,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
         epilog=EPILOG,
     )
     parser.add_argument("certificate", metavar="CERTIFICATE", help="file that a run of the method prune left behind")
-    _flags.add_model_flags(parser, models.names())
+    _flags.add_model_flags(parser)
     parser.add_argument(
         "--samples", type=_flags.whole(1), default=200, metavar="N", help="points sampled in each region; default: 200"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import hashlib
 import re
 from collections.abc import Iterable
@@ -13,6 +14,9 @@ import numpy as np
 from jaxunlearn.data._source import Source
 from jaxunlearn.data.pictures import name_of
 from jaxunlearn.data.table import read_table
+
+#: Values of a column that are compared with one that is not there, to show first what it may be a slip of.
+_FEW = 10_000
 
 
 def parse_forget(spec: str, source: Source, *, seed: int) -> np.ndarray:
@@ -174,6 +178,9 @@ def _query(text: str, source: Source, train: np.ndarray) -> np.ndarray | None:
 
 def _nothing(column: str, value: str, cells: np.ndarray, source: Source) -> str:
     values = sorted({str(cell) for cell in cells})
+    if len(values) <= _FEW:
+        close = difflib.get_close_matches(value, values, n=3)
+        values = close + [other for other in values if other not in close]
     shown = ", ".join(values[:5]) + (", ..." if len(values) > 5 else "")
     return f"the forget set is empty: no training instance of {source.name} has {column}={value!r}; there are {shown}"
 
