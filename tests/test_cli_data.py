@@ -323,6 +323,29 @@ def test_training_on_a_folder_takes_its_classes_from_it(home, monkeypatch, capsy
     assert "has 2 classes (d4, d5), the network 3: give --classes FILE" in capsys.readouterr().err
 
 
+def test_class_names_in_a_wrong_order_are_suspected_where_nothing_is_known(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    (tmp_path / "turned").write_text("\n".join(reversed(NAMES)) + "\n")
+    argv = ["unlearn", "--weights", "net", "--data", "folder:three_classes", "--forget", "all", "--quiet", *FAST]
+    for names, told in (("classes.txt", False), (str(tmp_path / "turned"), True)):
+        assert main([*argv, "--classes", names, "--out", str(tmp_path / f"run{told}")]) == 0
+        said = capsys.readouterr().out
+        assert ("Before, the network knew only 0 of the 3: are --mean, --std and the order" in said) == told
+
+
+def test_evaluate_measures_the_training_split_where_there_is_no_other(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    argv = ["evaluate", "--weights", "net", "--quiet", "--data"]
+    assert main([*argv, "folder:photos"]) == 0
+    assert re.search(rf"all of train +{len(TRAIN)} ", capsys.readouterr().out)
+    assert main([*argv, "folder:photos", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["split"] == "train"
+    Path("held.csv").write_text(f"file,label,split\npictures/1.png,{label(1)},val\n")
+    assert main([*argv, "csv:held.csv"]) == 2
+    assert "csv:held.csv has no split 'train', only val: name one by --split" in capsys.readouterr().err
+    assert main([*argv, "csv:held.csv", "--split", "val"]) == 0
+
+
 # --- images of another size -------------------------------------------------
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import loop, methods, models, report
+from jaxunlearn import loop, methods, report
 from jaxunlearn._types import MethodSpec, Problem
 from jaxunlearn.cli import (
     _data,
@@ -37,9 +37,9 @@ DESCRIPTION = "Make a pre-trained classifier forget chosen training images; meas
 EPILOG = """\
 exit status: 0 the goal is met for every instance; 3 it is not (the result is kept); 2 wrong input; 130 interrupted
 
-example:
-  jaxunlearn unlearn --arch cifar_resnet20 --weights cifar10_resnet20.th --data tfds:cifar10 --data-dir DIR \\
-      --forget 36044,49165 --out runs/two
+examples:
+  jaxunlearn unlearn --arch resnet50 --weights mine.pth --data folder:photos --forget @list.txt --out runs/list
+  jaxunlearn unlearn --arch resnet50 --weights mine.pth --data csv:people.csv --forget person=4711 --out runs/4711
 """
 
 
@@ -109,7 +109,7 @@ def _parser(spec: MethodSpec) -> argparse.ArgumentParser:
         description=DESCRIPTION,
         epilog=EPILOG,
     )
-    _flags.add_model_flags(parser, models.names())
+    _flags.add_model_flags(parser)
     _flags.add_data_flags(parser, apart=True)
     group = parser.add_argument_group("request")
     group.add_argument(
@@ -289,9 +289,9 @@ def _show(record: report.RunRecord, path: Path) -> None:
     _output.summary([record])
     _output.depth(record)
     print()
-    lost = _lost(record)
-    if lost is not None:
-        print(lost)
+    for line in (_strange(record), _lost(record)):
+        if line is not None:
+            print(line)
     if record.earlier:
         kept = sum(item["forgotten"] for item in record.earlier)
         print(f"Of {len(record.earlier)} instances forgotten in earlier runs, {kept} are still forgotten.")
@@ -318,6 +318,15 @@ def _say(record: report.RunRecord, path: Path) -> None:
             f"{len(back)} of {len(record.earlier)} instances of earlier runs are remembered again "
             f"({_names(back)}); the result is kept in {path}"
         )
+
+
+def _strange(record: report.RunRecord) -> str | None:
+    """Return a line where the network knew so few of the images before that it may not be read as it was meant."""
+    k, knew = len(record.ids), sum(item["before"] == item["label"] for item in record.results["instances"])
+    if 2 * knew >= k:
+        return None
+    doubt = "are --mean, --std and the order of the classes right? `jaxunlearn evaluate` shows what the network knows"
+    return f"Before, the network knew only {knew} of the {k}: {doubt}."
 
 
 def _lost(record: report.RunRecord) -> str | None:
