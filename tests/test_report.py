@@ -574,11 +574,14 @@ def test_three_claims_are_kept_apart():
 
 def test_depth_is_told_where_it_was_measured():
     text = markdown(make(k=4, depth=DEPTH))
-    assert "12.50 % to 100.00 % are still recognised; see [Depth](#depth)" in text
+    assert "measured: 12.50 % to 100.00 % of versions made from them" in text
+    assert "are still recognised; see [Depth](#depth) |" in text
     assert "| mirrored | 100.00 |" in text
     assert "| JPEG-compressed | - |" in text
     assert "L2 length 0.31 (median; smallest 0.05) brings the old label back; found for 4 of 4." in text
     assert "3 steps of fine-tuning on the forget set, on a copy, teach it all of them again." in text
+    text = markdown(make(k=4, depth=DEPTH | {"relearn": DEPTH["relearn"] | {"steps": 1}}))
+    assert "1 step of fine-tuning on the forget set, on a copy, teaches it all of them again." in text
     deep = {
         "recognised": DEPTH["recognised"],
         "restoring_l2": {"median": None, "min": None, "found": 0, "of": 4},

@@ -51,7 +51,7 @@ def _measure(args: argparse.Namespace) -> tuple[Source, str, np.ndarray, int]:
     with _errors.user_input():
         run = None if args.run is None else report.read_run(args.run)
         source, model = _data.open_with_model(args, run, tell=True)
-        split = args.split or ("test" if len(source.splits.get("test", ())) else "train")
+        split = args.split or ("test" if "test" in source.splits else "train")
         rows = _data.rows_of(source, split)
     given = inference.predictions(model, source.view(rows), label=f"measuring {split}")
     return source, split, given, model.spec.num_classes

@@ -87,8 +87,8 @@ def claims(record: RunRecord) -> Rows:
     k, done = len(record.ids), int(record.forgotten.sum())
     known = _known(record)
     if known:
-        like = f"measured: of versions made from them (mirrored, shifted, ...), {percent(min(known))} % to"
-        like += f" {percent(max(known))} % are still recognised; see [Depth](#depth)"
+        like = f"measured: {_still(known)} of versions made from them (mirrored, shifted, ...) are still recognised"
+        like += "; see [Depth](#depth)"
     else:
         like = "not measured in this run; a mirror image of a forgotten image may still be recognised"
     return [
@@ -171,9 +171,16 @@ def verdict(record: RunRecord, value: int | None, confidence: float | None) -> s
 
 
 def _not_claimed(record: RunRecord) -> str:
-    more = "" if _known(record) else " nor that images like these, such as their mirror images, are forgotten, too:"
-    unseen = "That the network cannot be told from one that never saw them"
-    return f"{unseen},{more} that was not measured." if more else f"{unseen}."
+    unseen, known = "That the network cannot be told from one that never saw them", _known(record)
+    if not known:
+        like = "images like these, such as their mirror images, are forgotten, too"
+        return f"{unseen}, nor that {like}: that was not measured."
+    return f"{unseen}. {_still(known)} of versions made from the images (mirrored, shifted, ...) are still recognised."
+
+
+def _still(shares: list[float]) -> str:
+    low, high = percent(min(shares)), percent(max(shares))
+    return f"{low} %" if low == high else f"{low} % to {high} %"
 
 
 def _known(record: RunRecord) -> list[float]:
@@ -246,8 +253,10 @@ def _restored(found: Mapping[str, Any]) -> Iterator[str]:
             else f"No small change of the image was found that brings the old label back (tried on {restore['of']})."
         )
     if relearn:
+        several = relearn["steps"] != 1
         yield (
-            f"{relearn['steps']} steps of fine-tuning on the forget set, on a copy, teach it all of them again."
+            f"{relearn['steps']} step{'s' * several} of fine-tuning on the forget set, on a copy,"
+            f" teach{'es' * (not several)} it all of them again."
             if relearn["steps"] is not None
             else f"{relearn['max_steps']} steps of fine-tuning on the forget set, on a copy, do not teach it all of"
             f" them again ({percent(relearn['accuracy'])} % at the end)."
