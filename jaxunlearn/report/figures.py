@@ -360,7 +360,7 @@ def _name(record: RunRecord, label: int | None) -> str:
 
 
 def _id(name: Any) -> str:
-    """Return an id for a picture: of a path the name of the file, of a long one both ends, which tell it from others."""
+    """Return an id for a picture: of a path the file's name, of a long one both ends, which tell it from others."""
     if str(name).isdigit():
         return f"#{name}"
     text = _files.printable(str(name)).rstrip("/").rpartition("/")[2]
