@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from PIL import Image
 from jaxunlearn import checkpoint, methods, models, report
 from jaxunlearn._files import Recovered
 from jaxunlearn.artefacts import KINDS
-from jaxunlearn.cli import _cache, _estimate, _flags, _resume, demo
+from jaxunlearn.cli import _cache, _estimate, _flags, _output, _resume, demo
 from jaxunlearn.cli.main import COMMANDS, main
 from jaxunlearn.data import open_source
 from jaxunlearn.job import digests
@@ -396,6 +397,13 @@ def test_mean_and_std_go_inside_the_network(weights, capsys):
         assert main([*argv, *more]) == 0
         accuracies.append(json.loads(capsys.readouterr().out)["accuracy"])
     assert accuracies[0] == accuracies[1] > accuracies[2]
+
+
+def test_a_plan_stands_in_a_log_before_what_takes_long(monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    _output.facts([("data", "digits")])
+    assert written.getvalue() == b"data  digits\n"
 
 
 # --- methods and flags -------------------------------------------------------

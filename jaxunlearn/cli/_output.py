@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -106,7 +107,7 @@ def line(text: str) -> None:
 
 
 def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
-    """Print names and values, one a line, values aligned and wrapped."""
+    """Print names and values, one a line, values aligned and wrapped; at once, since a log is to begin with a plan."""
     name_width = max(len(name) for name, _ in pairs) + 2
     for name, value in pairs:
         first = f"{indent}{name:<{name_width}}"
@@ -120,6 +121,7 @@ def facts(pairs: Sequence[tuple[str, str]], *, indent: str = "") -> None:
             )
             or first
         )
+    sys.stdout.flush()
 
 
 def width() -> int:
