@@ -71,8 +71,13 @@ def _passed(
             batch = jnp.pad(batch, [(0, size - len(batch))] + [(0, 0)] * (batch.ndim - 1))
         return of(np.asarray(_forward(model.apply_fn, model.params, model.model_state, batch))[: len(rows)])
 
-    out = [of(np.zeros((0, model.spec.num_classes), np.float32))]
-    for done, part in enumerate(ahead(some, (x[start : start + size] for start in range(0, n, size))), 1):
-        out.append(part)
-        _progress.report(label, min(done * size, n), n)
-    return np.concatenate(out)
+    out = of(np.zeros((0, model.spec.num_classes), np.float32))
+    parts = ahead(some, (x[start : start + size] for start in range(0, n, size)))
+    for start, part in zip(range(0, n, size), parts, strict=True):
+        if start == 0:
+            # Answers are copied into one array. Left where each batch made them, small blocks between large ones that a
+            # pass takes and leaves, they keep the C library from using the large ones again: memory would grow with n.
+            out = np.empty((n, *out.shape[1:]), np.result_type(out, part))
+        out[start : start + size] = part
+        _progress.report(label, min(start + size, n), n)
+    return out

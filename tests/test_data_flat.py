@@ -1,4 +1,4 @@
-"""Whether memory grows with the pictures that are measured; no process is forked to read them."""
+"""Memory does not grow with the pictures that are measured, and no process is forked to read them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from jaxunlearn import checkpoint, models
 from tests.digits_net import ARCH
 
 #: Pictures of the two folders, and bytes of one as the network takes it.
-FEW, MANY, EACH = 200, 1600, 64 * 64 * 3 * 4
+FEW, MANY, EACH = 200, 4800, 64 * 64 * 3 * 4
 #: Measures both folders with nothing kept between reads, as with data too large for that, the first one twice, so
-#: that all is compiled; says the most memory that the process had had after each command (its own, not its parent's as
-#: ru_maxrss may be) and whether it was forked.
+#: that all is compiled; the same pictures are forgotten of both, in the same steps, so that the second compiles nothing
+#: more. Says the most memory that the process had had after each command (its own, not its parent's as ru_maxrss may
+#: be) and whether it was forked.
 MEASURE = """
 import json, re, sys
 import jaxunlearn.cli.main
@@ -31,13 +32,14 @@ def done(argv):
 def peak():
     return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 
+forget = ["--forget", "0/0.png,1/1.png,2/2.png", "--method", "correct", "--goal", "relabel", "--target", "9"]
 pictures.CACHE_BYTES, peaks, forks = 0, [], []
 sys.addaudithook(lambda event, args: forks.append(event) if event in ("os.fork", "os.forkpty") else None)
 for folder in ("few", "few", "many"):
     done(["evaluate", "--weights", "net", "--data", f"folder:{folder}", "--split", "train"])
     peaks.append(peak())
-    argv = ["unlearn", "--weights", "net", "--data", f"folder:{folder}", "--forget", "random:4", "--no-images"]
-    done([*argv, "--method", "neggrad", "--max-passes", "1", "--overwrite", "--out", f"out-{folder}"])
+    argv = ["unlearn", "--weights", "net", "--data", f"folder:{folder}", *forget, "--max-passes", "2", "--no-images"]
+    done([*argv, "--overwrite", "--out", f"out-{folder}"])
     peaks.append(peak())
 print(json.dumps({"peaks": peaks, "forks": forks}), file=sys.stderr)
 """
@@ -70,15 +72,16 @@ def measured(tmp_path_factory):
         text=True,
     )
     assert ran.returncode == 0, ran.stderr
-    assert json.loads((root / "out-many/results.json").read_text())["sizes"] == {"forget": 4, "retain": MANY - 4}
+    results = json.loads((root / "out-many/results.json").read_text())
+    assert results["sizes"] == {"forget": 3, "retain": MANY - 3}
+    assert results["steps"] > 0
     return json.loads(ran.stderr.splitlines()[-1])
 
 
-@pytest.mark.xfail(strict=False, reason="evaluate grew by 43 MB and unlearn by 104 MB, no one knows yet of what")
 def test_memory_does_not_grow_with_the_pictures_that_are_measured(measured):
     *_, few, _, many = measured["peaks"]
-    held = (MANY - FEW) * EACH  # 69 MB, were the split there at once
-    assert many - few < held / 3, measured["peaks"]
+    held = (MANY - FEW) * EACH  # 226 MB, were the split there at once
+    assert many - few < held / 8, measured["peaks"]
 
 
 def test_no_process_is_forked_to_read_pictures(measured):

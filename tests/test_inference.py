@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
+
 import jax
 import numpy as np
 import pytest
 
-from jaxunlearn import _progress, inference
+from jaxunlearn import _ahead, _progress, inference
 from jaxunlearn._types import Model, ModelSpec
 from tests.tiny import Counting, linear, linear_params
 
@@ -49,17 +51,30 @@ def test_logits_of_a_lazy_source(n, batch_size):
 
 
 @pytest.mark.parametrize("n", [0, 1, 30])
-def test_predictions_are_the_largest_logits_and_hold_no_logits(n, monkeypatch):
+def test_predictions_are_the_largest_logits(n):
     model, source = model_of(), Lazy(images(n))
     if n:
         source.x[0] = np.nan
     given = inference.predictions(model, source, batch_size=4)
-    logits, joined = inference.logits(model, source.x, batch_size=4), []
+    logits = inference.logits(model, source.x, batch_size=4)
     np.testing.assert_array_equal(given, np.where(np.arange(n) > 0, logits.argmax(axis=1), -1))
     assert given.dtype == np.int32
-    monkeypatch.setattr(np, "concatenate", lambda parts: joined.extend(parts) or np.empty(0))
-    inference.predictions(model, source, batch_size=4)
-    assert {part.ndim for part in joined} == {1}
+
+
+@pytest.mark.parametrize(("measure", "ndim"), [(inference.logits, 2), (inference.predictions, 1)])
+def test_answers_of_a_batch_are_let_go_before_the_next_but_one(measure, ndim, monkeypatch):
+    answers, left = [], []
+
+    def watched(fn, items):
+        for answer in _ahead.ahead(fn, items):
+            answers.append(weakref.ref(answer))
+            left.append(sum(ref() is not None for ref in answers))
+            assert answer.ndim == ndim
+            yield answer
+
+    monkeypatch.setattr(inference, "ahead", watched)
+    assert len(measure(model_of(), images(40), batch_size=4)) == 40
+    assert left == [1] + [2] * 9  # this one, and the one whose name in the caller is not yet of this one
 
 
 def test_logits_of_nothing():
