@@ -20,7 +20,7 @@ FLOORS = (
         "_devices",
         "_repeat",
         "_journal",
-        "_kept",
+        "_memo",
         "_ahead",
         "_cpu",
         "_files",

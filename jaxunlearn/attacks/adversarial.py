@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _devices, _kept, _repeat, _validate
+from jaxunlearn import _devices, _memo, _repeat, _validate
 from jaxunlearn._types import Array, Batch, Model
 from jaxunlearn.attacks.batch import attack_batch
 from jaxunlearn.attacks.pgd import Norm, Scalar, pgd
@@ -81,7 +81,7 @@ def adversarial_set(
         )
 
     made_of = (model.params, model.model_state, keys, of.x, target, epsilon, step_size, model.spec.box, norm, steps)
-    return of._replace(x=_kept.array(made_of, make), target=target)
+    return of._replace(x=_memo.array(made_of, make), target=target)
 
 
 def _real(forget: Batch) -> Batch:

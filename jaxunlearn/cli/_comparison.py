@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn import _kept, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
+from jaxunlearn import _memo, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _progress, _proxies, _run
 
@@ -185,7 +185,7 @@ def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, fact
     spec, config = entry.spec, entry.config(factor)
     _, problem = _problem(args, spec, config, seed, facts)
     # Trials of a strength need the same adversarial images. Runs make their own: their seconds are told.
-    with _kept.within(Path(args.out) / KEPT):
+    with _memo.within(Path(args.out) / KEPT):
         result = loop.run(problem, method=spec, config=config, key=jax.random.key(seed))
     if result.stop_reason == "interrupted":
         raise KeyboardInterrupt
