@@ -342,7 +342,7 @@ def test_evaluate_measures_the_training_split_where_there_is_no_other(home, monk
     assert json.loads(capsys.readouterr().out)["split"] == "train"
     Path("held.csv").write_text(f"file,label,split\npictures/1.png,{label(1)},val\n")
     assert main([*argv, "csv:held.csv"]) == 2
-    assert "csv:held.csv has no split 'train', only val: name one by --split" in capsys.readouterr().err
+    assert "csv:held.csv has no instances in its split 'train', only in val" in capsys.readouterr().err
     assert main([*argv, "csv:held.csv", "--split", "val"]) == 0
 
 
