@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 
 from jaxunlearn._types import Preprocess
 from jaxunlearn.cli.main import main
@@ -156,6 +156,7 @@ def test_any_text_as_what_is_to_be_forgotten(tmp_path, text):
 
 
 @FUZZ
+@example([(307, 1)])  # a column of pictures with fewer rows than the file says
 @given(CHANGES)
 def test_any_bytes_changed_in_parquet(tmp_path, changes):
     path = tmp_path / "a.parquet"

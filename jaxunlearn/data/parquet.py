@@ -163,9 +163,14 @@ def _read(file: _File, columns: list[str], group: int | None = None) -> Any:
     import pyarrow
 
     try:
-        return file.reader.read(columns) if group is None else file.reader.read_row_group(group, columns)
+        table = file.reader.read(columns) if group is None else file.reader.read_row_group(group, columns)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise ValueError(f"{file.path} is damaged: {_line(error)}") from error
+    rows = int(file.starts[-1] if group is None else file.starts[group + 1] - file.starts[group])
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        if len(column) != rows:  # which pyarrow does not look at
+            raise ValueError(f"{file.path} is damaged: it says {rows:,} rows, {name} has {len(column):,}")
+    return table
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
