@@ -106,6 +106,7 @@ def attempt(spec: str, forget: str = "all") -> None:
 
 
 @FUZZ
+@example([["1.png", "0\n0"]], True)  # a class of two lines
 @given(st.lists(st.lists(CELLS, min_size=1, max_size=4), max_size=5), st.booleans())
 def test_any_cells_of_a_table(tmp_path, rows, header):
     (tmp_path / "1.png").write_bytes(digit(1))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxunlearn import _files
 from jaxunlearn.data._source import Reading
 
 
@@ -57,7 +58,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str, at: Callable
     ValueError: folder:a has 2 classes (ant, cow), the network 3: give --classes FILE: ...
     """
     names = sorted(set(found))
-    shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+    shown = ", ".join(map(_files.printable, names[:5])) + (", ..." if len(names) > 5 else "")
     known, count, at = reading.classes, reading.num_classes, at or (lambda name: where)
     if known is not None:
         places = _places(known)
@@ -69,7 +70,7 @@ def class_order(found: Iterable[str], reading: Reading, where: str, at: Callable
         if len(missing) < len(names) or not _numbers(names):
             raise ValueError(
                 f"class {missing[0]!r} of {at(missing[0])} is not among the {len(known)} of {reading.classes_from} "
-                f"({', '.join(known[:3])}, ...): "
+                f"({', '.join(map(_files.printable, known[:3]))}, ...): "
                 + (how(reading) if reading.flags and not reading.classes_from.startswith("--") else "add it")
             )
     if _numbers(names):
