@@ -44,7 +44,7 @@ class Config(BaseConfig):
         1e-2, "weight of the size of the edit, relative to the mean squared proxy row", traced=True, low=1e-12
     )
     steps: int = hparam(4, "steps before the finishing ones", unit="steps", low=0)
-    finishing_steps: int = hparam(3, "at most so many finishing steps; the first that succeeds ends the run", low=1)
+    finishing_steps: int = hparam(6, "at most so many finishing steps; the first that succeeds ends the run", low=1)
     refresh_every: int = hparam(2, "steps between fresh proxies, with their Jacobian at the current weights", low=1)
     proxies: int = hparam(0, "proxy images; 0: by the number of constraints", unit="images", low=0)
     towards: str = hparam(
