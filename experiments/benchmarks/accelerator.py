@@ -17,8 +17,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import json
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benchmarks.machine import PRECISIONS, Worker, hardware, limit_cores
+from experiments.benchmarks.machine import PRECISIONS, Worker, hardware, keep, limit_cores, spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,19 @@ class Budget:
     repeats: int = 5
 
 
-QUICK = Budget(4, 2, 3, 2, 200, 2, 2, 1, 2, 2, 2)
+QUICK = Budget(
+    k=4,
+    draws=2,
+    iterations=3,
+    passes=2,
+    images=200,
+    requests=2,
+    each=2,
+    request_draws=1,
+    request_iterations=2,
+    steps=2,
+    repeats=2,
+)
 
 
 def _source() -> tuple[Any, Any]:
@@ -106,7 +116,7 @@ def _precision(pipe: Any, precision: str, budget: Budget, platform: str) -> None
 
 
 def _requests(pipe: Any, budget: Budget, platform: str) -> None:
-    """Send the seconds of both ways, by repeat, and whether they gave the same."""
+    """Send the seconds of both ways, by repeat, and the steps of each request."""
     import jax
 
     from jaxunlearn import _config, loop, methods
@@ -128,6 +138,7 @@ def _requests(pipe: Any, budget: Budget, platform: str) -> None:
     sets = [Batch.of(source.images(part), source.labels[part]) for part in np.split(rows, budget.requests)]
     forget = jax.tree.map(lambda *leaves: np.stack(leaves), *sets)
     keys = jax.random.split(jax.random.key(0), budget.requests)
+    each = [*zip(keys, sets, strict=True)]
 
     def one(key: Any, batch: Batch) -> Any:
         state = loop.solve(unlearner, key, Problem(model=model, forget=batch), strengths)
@@ -135,19 +146,19 @@ def _requests(pipe: Any, budget: Budget, platform: str) -> None:
 
     together, alone = jax.jit(jax.vmap(one)), jax.jit(one)
 
-    def in_turn() -> Any:
-        return [alone(keys[i], jax.tree.map(lambda leaf, i=i: leaf[i], forget)) for i in range(budget.requests)]
-
-    ways: dict[str, Callable[[], Any]] = {"vmapped": partial(together, keys, forget), "one by one": in_turn}
-    for way in ways.values():
-        jax.block_until_ready(way())
+    ways: dict[str, Callable[[], Any]] = {
+        "vmapped": partial(together, keys, forget),
+        "one by one": lambda: [alone(*request) for request in each],
+    }
+    _, steps = jax.block_until_ready(ways["vmapped"]())
+    jax.block_until_ready(ways["one by one"]())
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(budget.repeats):
         for name, way in ways.items():
             began = time.perf_counter()
             jax.block_until_ready(way())
             seconds[name].append(time.perf_counter() - began)
-    pipe.send({"seconds": seconds, "steps": np.asarray(together(keys, forget)[1]).tolist()})
+    pipe.send({"seconds": seconds, "steps": np.asarray(steps).tolist()})
 
 
 def _found(pipe: Any) -> None:
@@ -168,13 +179,9 @@ def table(kept: dict[str, Any]) -> str:
     seconds = kept["requests"]["seconds"]
     ratios = [alone / together for together, alone in zip(seconds["vmapped"], seconds["one by one"], strict=True)]
     lines += ["", "| requests | vmapped, s | one by one, s | vmapped is |", "|---|---|---|---|"]
-    cells = [_spread(values) for values in (seconds["vmapped"], seconds["one by one"], ratios)]
+    cells = [spread(values) for values in (seconds["vmapped"], seconds["one by one"], ratios)]
     lines.append(f"| {len(kept['requests']['steps'])} | {cells[0]} | {cells[1]} | {cells[2]} times as fast |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -207,10 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     print(table(kept))
     if platform == "cpu":
         print("\nOn the CPU, where a precision changes nothing. GPU, TPU: not run.")
-    out = args.out or Path(__file__).parent / "results" / f"accelerator_{now:%Y%m%dT%H%M%S}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"\nKept in {out.name}", file=sys.stderr)
+    keep(kept, args.out, "accelerator", now)
 
 
 if __name__ == "__main__":

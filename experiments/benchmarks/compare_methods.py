@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 
 from experiments import real
-from experiments.benchmarks.machine import QUIET, hardware, limit_cores, others_clock
+from experiments.benchmarks.machine import QUIET, hardware, keep, limit_cores, others_clock, positive, spread
 from jaxunlearn import loop
 from jaxunlearn._types import Batch, Problem
 
@@ -38,10 +37,8 @@ def table(runs: list[dict[str, Any]], methods: list[str]) -> str:
     for method, each in seconds.items():
         ratios = [base / own for base, own in zip(seconds[methods[0]], each, strict=True)]
         later = f"{statistics.median(each[1:]):.1f}" if len(each) > 1 else "-"
-        spread = (
-            f"{statistics.median(ratios[1:]):.1f} ({min(ratios[1:]):.1f}-{max(ratios[1:]):.1f})" if ratios[1:] else "-"
-        )
-        lines.append(f"| {method} | {each[0]:.1f} | {later} | {ratios[0]:.1f} | {spread} |")
+        ratio = spread(ratios[1:], 1) if ratios[1:] else "-"
+        lines.append(f"| {method} | {each[0]:.1f} | {later} | {ratios[0]:.1f} | {ratio} |")
     return "\n".join(lines)
 
 
@@ -49,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the rounds, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", default="adv-imp,minimal-edit", help="the first is the baseline")
-    parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--k", type=positive, default=16)
+    parser.add_argument("--rounds", type=positive, default=3)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     methods, now = args.methods.split(","), datetime.datetime.now(datetime.UTC)
@@ -83,10 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         "others_share": share,
         "runs": runs,
     }
-    out = args.out or Path(__file__).parent / "results" / f"compare_methods_{now:%Y%m%dT%H%M%S}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"\nKept in {out.name}", file=sys.stderr)
+    keep(kept, args.out, "compare_methods", now)
 
 
 if __name__ == "__main__":

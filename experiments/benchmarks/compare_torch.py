@@ -16,7 +16,6 @@ import argparse
 import copy
 import dataclasses
 import datetime
-import json
 import statistics
 import sys
 import time
@@ -32,15 +31,17 @@ import torch
 from experiments import real
 from experiments.benchmarks import torch_l2ul
 from experiments.benchmarks.machine import (
-    PRECISIONS,
     QUIET,
     Worker,
+    add_device_flags,
     compile_clock,
     found_device,
     hardware,
+    keep,
     limit_cores,
     on_what,
     others_clock,
+    positive,
     settle,
 )
 from jaxunlearn import attacks, data, loop, methods, tune_cpu
@@ -225,15 +226,12 @@ def main(argv: list[str] | None = None) -> None:
     """Run the rounds, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="k = 8, 4 draws, 10 steps, 2 rounds")
-    parser.add_argument("--k", type=int, help="forget images (16)")
-    parser.add_argument("--draws", type=int, help="adversarial images of each (20)")
-    parser.add_argument("--iterations", type=int, help="attack steps (100)")
-    parser.add_argument("--rounds", type=int, help="repeats (3); round n uses seed n")
-    parser.add_argument("--threads", type=int, help="cores for both libraries (all that are available)")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="gpu where both see one")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="highest", help="on a GPU; PyTorch: TF32 below highest"
-    )
+    parser.add_argument("--k", type=positive, help="forget images (16)")
+    parser.add_argument("--draws", type=positive, help="adversarial images of each (20)")
+    parser.add_argument("--iterations", type=positive, help="attack steps (100)")
+    parser.add_argument("--rounds", type=positive, help="repeats (3); round n uses seed n")
+    parser.add_argument("--threads", type=positive, help="cores for both libraries (all that are available)")
+    add_device_flags(parser)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     small, full = (
@@ -277,11 +275,7 @@ def main(argv: list[str] | None = None) -> None:
     if kept["others_share"] > QUIET:
         print(f"\nNOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")
 
-    name = f"compare_torch{'_quick' if args.quick else ''}_{now:%Y%m%dT%H%M%S}.json"
-    out = args.out or Path(__file__).parent / "results" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"\nKept in {out.name}", file=sys.stderr)
+    keep(kept, args.out, f"compare_torch{'_quick' if args.quick else ''}", now)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.benchmarks.machine import Worker, hardware, keep, limit_cores, positives, spread
+
 WORK = ("attack", "importance", "evaluation")
 SIZES = (16, 64, 256, 1024, 4096)
 LANES = (1, 4, 16)
@@ -42,7 +44,6 @@ def _grown(pipe: Any, what: str, n: int, cores: int) -> None:
     import jax
 
     from experiments import real
-    from experiments.benchmarks.machine import limit_cores
     from jaxunlearn import attacks, importance, inference, tune_cpu
     from jaxunlearn._types import Batch
 
@@ -70,7 +71,6 @@ def _lanes(pipe: Any, conv: str, lanes: int, cores: int) -> None:
     import jax
     import jax.numpy as jnp
 
-    from experiments.benchmarks.machine import limit_cores
     from jaxunlearn import tune_cpu
 
     limit_cores(cores)
@@ -121,19 +121,15 @@ def table(kept: dict[str, Any]) -> str:
     ]
     for row in kept["growth"]:
         each = 1000 * statistics.median(row["seconds"]) / row["n"]
-        seconds = _spread(row["seconds"])
+        seconds = spread(row["seconds"])
         lines.append(f"| {row['what']} | {row['n']:,} | {seconds} | {each:.1f} | {row['added_mib']:.0f} |")
     lines += ["", "| convolution | models | vmapped, ms | one by one, ms | vmapped is |", "|---|---|---|---|---|"]
     for row in kept["lanes"]:
         ratio = [one / many for one, many in zip(row["one by one"], row["vmapped"], strict=True)]
-        vmapped, one_by_one = (_spread([1000 * s for s in row[how]]) for how in ("vmapped", "one by one"))
-        cells = (row["conv"], str(row["lanes"]), vmapped, one_by_one, f"{_spread(ratio)} times as fast")
+        vmapped, one_by_one = (spread([1000 * s for s in row[how]]) for how in ("vmapped", "one by one"))
+        cells = (row["conv"], str(row["lanes"]), vmapped, one_by_one, f"{spread(ratio)} times as fast")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
 
 
 def picture(kept: dict[str, Any], path: Path) -> None:
@@ -166,11 +162,10 @@ def picture(kept: dict[str, Any], path: Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run all sizes, print the tables, write JSON and picture."""
-    from experiments.benchmarks.machine import Worker, hardware, limit_cores
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", default=",".join(map(str, SIZES)))
-    parser.add_argument("--lanes", default=",".join(map(str, LANES)))
+    parser.add_argument("--sizes", type=positives, default=list(SIZES))
+    parser.add_argument("--lanes", type=positives, default=list(LANES))
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument("--from", dest="source", type=Path, help="print and draw an earlier result, run nothing")
     parser.add_argument("--picture", type=Path, help="PNG file")
@@ -180,24 +175,22 @@ def main(argv: list[str] | None = None) -> None:
     else:
         cores, now = limit_cores(None), datetime.datetime.now(datetime.UTC)
         kept = {
-            "command": f"python -m experiments.benchmarks.growth --sizes {args.sizes} --lanes {args.lanes}",
+            "command": "python -m experiments.benchmarks.growth "
+            f"--sizes {','.join(map(str, args.sizes))} --lanes {','.join(map(str, args.lanes))}",
             "date": now.isoformat(timespec="seconds"),
             "hardware": hardware(cores),
             "growth": [],
             "lanes": [],
         }
         for what in WORK:
-            for n in map(int, args.sizes.split(",")):
+            for n in args.sizes:
                 kept["growth"].append({"what": what, "n": n} | Worker(_grown, what, n, cores).answer())
-                print(f"{what}, {n}: {_spread(kept['growth'][-1]['seconds'])} s", file=sys.stderr)
+                print(f"{what}, {n}: {spread(kept['growth'][-1]['seconds'])} s", file=sys.stderr)
         for conv in ("lax.conv", "patches"):
-            for lanes in map(int, args.lanes.split(",")):
+            for lanes in args.lanes:
                 kept["lanes"].append({"conv": conv, "lanes": lanes} | Worker(_lanes, conv, lanes, cores).answer())
                 print(f"{conv}, {lanes} models", file=sys.stderr)
-        out = args.out or Path(__file__).parent / "results" / f"growth_{now:%Y%m%dT%H%M%S}.json"
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(kept, indent=1) + "\n")
-        print(f"Kept in {out.name}", file=sys.stderr)
+        keep(kept, args.out, "growth", now)
     print(table(kept))
     if args.picture:
         picture(kept, args.picture)

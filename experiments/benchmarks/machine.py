@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
+import datetime
 import importlib.metadata
+import json
 import multiprocessing
 import os
 import platform
+import statistics
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +100,56 @@ def found_device(asked: str) -> dict[str, Any]:
     Raises:
       SystemExit: a GPU is asked for and one of the two sees none.
     """
-    seen = {"jax": None, "torch": None} if asked == "cpu" else Worker(_seen).answer()
-    if asked == "gpu" and None in seen.values():
-        blind = " and ".join(name for name, kind in seen.items() if kind is None)
-        raise SystemExit(f"--device gpu: no GPU is seen here by {blind}: nothing was run")
-    if None in seen.values():
+    if asked == "cpu":
         return {"device": "cpu"}
-    return {"device": "gpu", "gpu": seen}
+    seen = Worker(_seen).answer()
+    blind = [name for name, kind in seen.items() if kind is None]
+    if asked == "gpu" and blind:
+        raise SystemExit(f"--device gpu: no GPU is seen here by {' and '.join(blind)}: nothing was run")
+    return {"device": "cpu"} if blind else {"device": "gpu", "gpu": seen}
+
+
+def positive(text: str) -> int:
+    """Return a flag's whole number of at least 1."""
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1; got {text!r}")
+    return int(text)
+
+
+def positives(text: str) -> list[int]:
+    """Return a flag's numbers of at least 1, joined by commas.
+
+    >>> positives("16,64")
+    [16, 64]
+    """
+    return [positive(part) for part in text.split(",")]
+
+
+def add_device_flags(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device`` and ``--precision``."""
+    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="gpu where both see one")
+    text = "on a GPU; PyTorch: TF32 below highest"
+    parser.add_argument("--precision", choices=PRECISIONS, default="highest", help=text)
+
+
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Return the median and the range.
+
+    >>> spread([3.0, 1.0, 2.0], 1)
+    '2.0 (1.0-3.0)'
+    """
+    shown = (f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values)))
+    return "{} ({}-{})".format(*shown)
+
+
+def keep(kept: dict[str, Any], out: Path | None, name: str, now: datetime.datetime) -> None:
+    """Write a run's JSON, whole or not at all: as ``out``, or by its name and time into ``results/``; say where."""
+    out = out or Path(__file__).parent / "results" / f"{name}_{now:%Y%m%dT%H%M%S}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = out.with_name(f"{out.name}.part")
+    aside.write_text(json.dumps(kept, indent=1) + "\n")
+    aside.replace(out)
+    print(f"\nKept in {out.name}", file=sys.stderr)
 
 
 def on_what(device: dict[str, Any], precision: str) -> str:

@@ -478,35 +478,28 @@ def picture(rows: list[dict[str, Any]], path: Path) -> None:
     print(path)
 
 
-def _sizes(text: str) -> list[int]:
-    sizes = [int(k) for k in text.split(",")]
-    if min(sizes) < 1:
-        raise argparse.ArgumentTypeError(f"sizes must be at least 1; got {min(sizes)}")
-    return sizes
-
-
 def main(argv: list[str] | None = None) -> None:
     """Run all cells, print the table, write the JSON and the picture."""
     from experiments.benchmarks.machine import (
-        PRECISIONS,
         QUIET as QUIET_SHARE,
         Worker,
+        add_device_flags,
         found_device,
         hardware,
+        keep,
         limit_cores,
         on_what,
+        positive,
+        positives,
     )
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--networks", help=f"of {', '.join(NETWORKS)}; all")
-    parser.add_argument("--k", type=_sizes, help="sizes of the forget set (16,64,256)")
-    parser.add_argument("--repeats", type=int, help="3, quick 2")
-    parser.add_argument("--threads", type=int, help="cores for all (all that are available)")
-    parser.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="gpu where both see one")
-    parser.add_argument(
-        "--precision", choices=PRECISIONS, default="highest", help="on a GPU; PyTorch: TF32 below highest"
-    )
+    parser.add_argument("--k", type=positives, help="sizes of the forget set (16,64,256)")
+    parser.add_argument("--repeats", type=positive, help="3, quick 2")
+    parser.add_argument("--threads", type=positive, help="cores for all (all that are available)")
+    add_device_flags(parser)
     parser.add_argument("--out", type=Path, help="JSON file")
     parser.add_argument(
         "--from", dest="sources", type=Path, nargs="+", help="print and draw earlier results, run nothing"
@@ -545,16 +538,11 @@ def main(argv: list[str] | None = None) -> None:
         "others_share": 0.0,
         "rows": [],
     }
-    name = f"phases{'_quick' if args.quick else ''}_{now:%Y%m%dT%H%M%S}.json"
-    out = args.out or Path(__file__).parent / "results" / name
-    out.parent.mkdir(parents=True, exist_ok=True)
     for arch, k in itertools.product(archs, sizes):
         kept["rows"] += measure(arch, k, budgets[arch], repeats, cores, *place)
         kept["others_share"] = others_share(kept["rows"])
         # After every cell: an hour's figures are not to hang on the last minute.
-        aside = out.with_name(f"{out.name}.part")
-        aside.write_text(json.dumps(kept, indent=1) + "\n")
-        aside.replace(out)
+        keep(kept, args.out, f"phases{'_quick' if args.quick else ''}", now)
     print(table(summary(kept)))
     reached = f"{ceiling['flops'] / 1e9:.0f} GFLOP/s, copy {ceiling['bytes'] / 2**30:.1f} GiB/s"
     print(f"\nCeiling, measured in this run: matrix product of {ceiling['product']:,} {reached}.")
@@ -564,7 +552,6 @@ def main(argv: list[str] | None = None) -> None:
     print(on_what(device, args.precision))
     if kept["others_share"] > QUIET_SHARE:
         print(f"NOT QUIET: others used up to {kept['others_share']:.0%} of the cores; these are no figures to quote.")
-    print(f"\nKept in {out.name}", file=sys.stderr)
     if args.picture:
         picture(summary(kept), args.picture)
 

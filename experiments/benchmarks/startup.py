@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.machine import QUIET, hardware, limit_cores, others_clock
+from experiments.benchmarks.machine import QUIET, hardware, keep, limit_cores, others_clock, positive, spread
 
 HELP = [sys.executable, "-m", "jaxunlearn.cli.main", "--help"]
 IMPORTS = {name: [sys.executable, "-c", f"import {name}"] for name in ("jax", "jaxunlearn")}
@@ -39,7 +37,7 @@ def seconds_of(command: list[str], environment: dict[str, str]) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Run all, print a table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=positive, default=7)
     parser.add_argument("--out", type=Path, help="JSON file")
     args = parser.parse_args(argv)
     cores, others, began = limit_cores(None), others_clock(), time.perf_counter()
@@ -69,13 +67,10 @@ def main(argv: list[str] | None = None) -> None:
         kept["others_share"] = max((others() or 0.0) - before - used, 0.0) / (cores * (time.perf_counter() - began))
     print("| what | s, median (range) |\n|---|---|")
     for name, values in rows.items():
-        print(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f}) |")
+        print(f"| {name} | {spread(values)} |")
     if kept.get("others_share", 0.0) > QUIET:
         print(f"\nNOT QUIET: others used {kept['others_share']:.0%} of the cores; these are no figures to quote.")
-    out = args.out or Path(__file__).parent / "results" / f"startup_{now:%Y%m%dT%H%M%S}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"\nKept in {out.name}", file=sys.stderr)
+    keep(kept, args.out, "startup", now)
 
 
 if __name__ == "__main__":

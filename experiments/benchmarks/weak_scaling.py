@@ -23,7 +23,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +30,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.benchmarks.machine import keep, positive, spread
 
 WORK = ("attack", "importance", "step")
 MEANINGLESS = "Fake devices share the cores of one machine: these figures show that it runs, and mean nothing else."
@@ -146,22 +147,18 @@ def table(kept: dict[str, Any]) -> str:
         for n in sorted({row["devices"] for row in rows}):
             seconds = {row["repeat"]: row["seconds"] for row in rows if row["devices"] == n}
             shares = [alone[repeat] / s for repeat, s in seconds.items()]
-            cells = (what, str(n), f"{n * kept['each']:,}", _spread(list(seconds.values()), 3), _spread(shares, 2))
+            cells = (what, str(n), f"{n * kept['each']:,}", spread(list(seconds.values()), 3), spread(shares, 2))
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", MEANINGLESS] if kept["fake"] else lines)
-
-
-def _spread(values: list[float], digits: int) -> str:
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--network", default="cifar_resnet20")
-    parser.add_argument("--each", type=int, default=256, help="instances a device")
-    parser.add_argument("--steps", type=int, default=10, help="of the attack")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--each", type=positive, default=256, help="instances a device")
+    parser.add_argument("--steps", type=positive, default=10, help="of the attack")
+    parser.add_argument("--repeats", type=positive, default=5)
     parser.add_argument("--quick", action="store_true", help="8 instances a device, 2 steps, 2 repeats, a tiny network")
     parser.add_argument("--distributed", action="store_true", help="several hosts, see docs/devices.md")
     parser.add_argument("--fake", type=int, default=0, metavar="N", help="N fake devices of the CPU")
@@ -202,10 +199,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     if jax.process_index():
         return
-    out = args.out or Path(__file__).parent / "results" / f"weak_scaling_{now:%Y%m%dT%H%M%S}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(kept, indent=1) + "\n")
-    print(f"Kept in {out.name}", file=sys.stderr)
+    keep(kept, args.out, "weak_scaling", now)
     print(table(kept))
 
 
