@@ -379,9 +379,17 @@ def test_copies_grow_by_violated_ones_and_stay_within_their_room():
     )
 
 
+def test_depth_walks_three_finishing_steps_though_all_is_forgotten_before():
+    problem = testing.tiny_problem(7, k=3)
+    settings = dict(steps=3, fraction=1.0)
+    assert run(problem, **settings).steps == 4
+    for finishing, taken in ((6, 6), (2, 5)):
+        assert run(problem, depth="mirror", finishing_steps=finishing, **settings).steps == taken
+
+
 def test_relabelled_copies_get_the_target_too():
     problem = testing.tiny_problem(7, goal="relabel", k=3)
-    result = run(problem, depth="mirror", finishing_steps=8)
+    result = run(problem, depth="mirror", steps=9)
     predicted = np.asarray(jnp.argmax(result.model(problem.forget.x[:, :, ::-1]), axis=1))
     assert (predicted == np.asarray(problem.forget.target)).all()
 

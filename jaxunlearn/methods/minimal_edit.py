@@ -28,6 +28,8 @@ from jaxunlearn.proxies import DEPTHS
 
 #: A step falls short if this share of what it promised is missing; then the damping grows by the factor below.
 SHORTFALL, RAISE = 0.3, 10.0
+#: With depth, so many finishing steps are taken even when the images are met: copies go on appearing after that.
+DEPTH_FINISHING = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,9 @@ class Config(BaseConfig):
         1e-2, "weight of the size of the edit, relative to the mean squared proxy row", traced=True, low=1e-12
     )
     steps: int = hparam(4, "steps before the finishing ones", unit="steps", low=0)
-    finishing_steps: int = hparam(6, "at most so many finishing steps; the first that succeeds ends the run", low=1)
+    finishing_steps: int = hparam(
+        6, "at most so many finishing steps; the first that succeeds (with depth: the third) ends the run", low=1
+    )
     refresh_every: int = hparam(2, "steps between fresh proxies, with their Jacobian at the current weights", low=1)
     proxies: int = hparam(0, "proxy images; 0: by the number of constraints", unit="images", low=0)
     towards: str = hparam(
@@ -127,7 +131,7 @@ class MinimalEdit:
     def phases(self) -> tuple[Phase, ...]:
         steps = self.config.steps
         most = steps + self.config.finishing_steps
-        least = steps + 1 if self.config.depth == "none" else most  # copies go on appearing after the images are met
+        least = steps + 1 if self.config.depth == "none" else min(steps + DEPTH_FINISHING, most)
         return (Phase(self.step, self.draws, most, jit=False, min_steps=least),)
 
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
