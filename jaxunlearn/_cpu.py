@@ -1,4 +1,4 @@
-"""Settings of a process that computes on a CPU: memory is kept, convolutions use all cores.
+"""The machine of a process that computes on a CPU: its memory is kept and counted, convolutions use all its cores.
 
 A program of XLA's CPU backend asks for its scratch memory anew at every call.
 glibc takes blocks over 32 MiB from the system and gives them back when they are
@@ -16,6 +16,8 @@ import ctypes
 import os
 
 import jax
+
+from jaxunlearn._ahead import count_cores
 
 # Of mallopt(3); a trim threshold of -1 means never.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -54,8 +56,15 @@ def tune_cpu() -> bool:
 
 def convolve_on_all_cores() -> None:
     """Leave convolutions to Eigen, where it is the faster and this process's backend is still to be made."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     flags = os.environ.get("XLA_FLAGS", "")
     # On one core YNNPACK is the faster of the two.
-    if cores > 1 and jax.version.__version_info__[:2] == _VERSION and _FLAG not in flags:
+    if count_cores() > 1 and jax.version.__version_info__[:2] == _VERSION and _FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} --{_FLAG}=-individual_convolution".strip()
+
+
+def host_memory() -> int | None:
+    """Return the bytes of memory that the machine has, or None where it does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None

@@ -8,10 +8,11 @@ import json
 import math
 import os
 import stat
+import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import zipfile
@@ -63,6 +64,19 @@ def _no_number(name: str) -> float:
     raise ValueError(f"{name} is no number")
 
 
+@contextlib.contextmanager
+def in_place(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file aside and put it in place in one move; after an exception nothing is left of it."""
+    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+
+
 def npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
     """Return an array of NumPy's archive; nothing is unpickled, nor memory set aside that the file does not fill.
 
@@ -84,14 +98,6 @@ def npz_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Any:
             raise ValueError(f"{member.filename} says shape {shape} and has {member.file_size:,} bytes")
     with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def memory() -> int | None:
-    """Return the bytes of memory that the machine has, or None where it does not tell."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
 
 
 def printable(text: str, most: int = _LONG) -> str:

@@ -14,8 +14,6 @@ import contextvars
 import dataclasses
 import json
 import math
-import os
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn import _files
 from jaxunlearn._types import PyTree
 
 T = TypeVar("T")
@@ -99,14 +98,8 @@ class Journal:
         self._took = self._last - began
 
     def _put_in_place(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        handle, aside = tempfile.mkstemp(dir=self.folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                np.savez(file, **arrays)  # type: ignore[arg-type]
-            os.replace(aside, self.folder / f"{name}.npz")
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        with _files.in_place(self.folder / f"{name}.npz") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
 
     def _read(self, name: str) -> tuple[dict[str, Any], list[Any]] | None:
         """Return what was kept of a piece of work, None where that is nothing or a damaged file."""

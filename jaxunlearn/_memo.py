@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import hashlib
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _devices, _repeat
+from jaxunlearn import _devices, _files, _repeat, _tree
 from jaxunlearn._types import Array, PyTree
 
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("kept", default=None)
@@ -44,7 +42,7 @@ def array(made_of: PyTree, make: Callable[[], Array]) -> Array:
     folder = _folder.get()
     if folder is None or _repeat.is_traced(made_of) or _devices.split_of(made_of) is not None:
         return make()
-    path = folder / f"{_digest(made_of)}.npy"
+    path = folder / f"{_tree.digest(jax.tree.map(_plain, made_of))}.npy"
     with contextlib.suppress(OSError, ValueError, TypeError, EOFError):  # nothing is there, or it is damaged
         return jnp.asarray(np.load(path, allow_pickle=False))
     made = make()
@@ -57,24 +55,11 @@ def _keep(path: Path, value: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     for old in path.parent.iterdir():
         old.unlink()
-    handle, aside = tempfile.mkstemp(dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.save(file, value)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    with _files.in_place(path) as file:
+        np.save(file, value)
 
 
-def _digest(tree: PyTree) -> str:
-    sha = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        value = leaf if isinstance(leaf, str) else np.ascontiguousarray(np.asarray(leaf))
-        about = value if isinstance(value, str) else f"{value.dtype.str}|{value.shape}"
-        sha.update(f"{jax.tree_util.keystr(path)}|{about}|".encode())
-        if not isinstance(value, str):
-            sha.update(value.reshape(-1).view(np.uint8).data)
-    return sha.hexdigest()
+def _plain(leaf: Any) -> Any:
+    """Return what a leaf is digested as: of a typed key its bits."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(leaf) if is_key else leaf

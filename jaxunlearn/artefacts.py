@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,14 +61,8 @@ def save(path: str | os.PathLike[str], artefact: Artefact) -> None:
     # One entry of metadata: the library keeps several in no fixed order.
     content = safetensors.numpy.save(arrays, metadata={"artefact": json.dumps(facts, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    with _files.in_place(path) as file:
+        file.write(content)
 
 
 @_files.one_line()

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxunlearn import _files
+from jaxunlearn import _cpu
 from tests.picture_files import digit, write_folder, write_parquet, write_table
 from tests.test_data import write_tfds
 
@@ -157,7 +157,7 @@ def small_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with zipfile.ZipFile("a.npz", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x.npy", "w") as member:
         for _ in range(300):
             member.write(bytes(2**20))
-    monkeypatch.setattr(_files, "memory", lambda: 2**28)
+    monkeypatch.setattr(_cpu, "host_memory", lambda: 2**28)
 
 
 PHOTOS, TABLE, NPZ = "--data folder:photos", "--data csv:t.csv", "--data npz:a.npz"

@@ -11,7 +11,6 @@ import math
 import multiprocessing
 import os
 import sys
-import tempfile
 import threading
 from collections.abc import Mapping
 from multiprocessing.connection import Connection
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn import _memo, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
+from jaxunlearn import _files, _memo, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _progress, _proxies, _run
 
@@ -134,14 +133,8 @@ def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> d
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON aside and put it in place in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
+    with _files.in_place(path) as file:
+        file.write(json.dumps(content, indent=1, allow_nan=False).encode())
 
 
 def before(args: argparse.Namespace) -> dict[str, Any]:

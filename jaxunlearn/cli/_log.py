@@ -7,14 +7,13 @@ import csv
 import importlib.util
 import io
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn import training
+from jaxunlearn import _files, training
 from jaxunlearn.cli import _errors, _run
 from jaxunlearn.job.work import Callback
 from jaxunlearn.loop import Event
@@ -116,15 +115,9 @@ class _Log:
 
     def _write(self) -> None:
         """Write the whole file aside and put it in place."""
-        handle, aside = tempfile.mkstemp(dir=self._folder, suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(",".join(self._columns) + "\n" + _text(self._lines, self._columns))
-            os.chmod(aside, 0o644)
-            os.replace(aside, self._folder / self.file)
-        except BaseException:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        with _files.in_place(self._folder / self.file) as file:
+            file.write((",".join(self._columns) + "\n" + _text(self._lines, self._columns)).encode())
+            os.chmod(file.name, 0o644)
 
     def _draw(self, lines: Sequence[Mapping[str, float]]) -> None:
         if self._fresh and importlib.util.find_spec("tensorboardX") is not None:

@@ -48,7 +48,7 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
         if path.is_dir():
             return _from_folder(args, checkpoint_in(path))
         if args.arch is None:
-            fitting = _fitting(convert.read_state_dict(path)) if path.is_file() else ""
+            fitting = _fitting(convert.read_state_dict(path))
             asked = f"--arch is missing: which network are the weights of {path.name} for?"
             raise ValueError(asked + (f" They fit {fitting}" if fitting else ""))
         return _from_file(args, path, source)
@@ -149,7 +149,7 @@ def _from_file(args: argparse.Namespace, path: Path, source: Source | None) -> M
     try:
         return convert.from_named(tensors, builder(args)(recipe, abstract=True))
     except ValueError as error:
-        fitting = _fitting(tensors, recipe.arch) if "do not fit" in str(error) else ""
+        fitting = _fitting(tensors, recipe.arch)
         raise ValueError(f"{path.name}: {error}" + (f"; they fit {fitting}" if fitting else "")) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn import _devices, _journal, _repeat, _validate
+from jaxunlearn import _cpu, _devices, _journal, _repeat, _validate
 from jaxunlearn._types import Params, PyTree
 from jaxunlearn.curvature.jacobian import Jacobian
 from jaxunlearn.curvature.selection import take
@@ -136,7 +135,4 @@ def memory_for_rows() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) // 4
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, OSError, ValueError):  # not every platform tells
-        return 2 << 30
+    return (_cpu.host_memory() or 8 << 30) // 4

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn import _files
+from jaxunlearn import _cpu, _files
 from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.files import fitted, to_fit
 
@@ -86,12 +86,12 @@ def _load(path: str, needed: Sequence[str]) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
             wanted = [name for name in (*needed, "id", "split") if name in members]
-            size, most = sum(members[name].file_size for name in wanted), _files.memory()
+            size, most = sum(members[name].file_size for name in wanted), _cpu.host_memory()
             if most is not None and size > most:
                 have = f"{most / 2**30:,.1f} GiB of memory here"
                 raise ValueError(f"it would fill {size / 2**30:,.1f} GiB, and there are {have}")
             arrays = {name: _files.npz_array(archive, members[name]) for name in wanted}
-    except (Exception, MemoryError) as error:  # zipfile and NumPy raise nearly anything of a damaged one
+    except Exception as error:  # zipfile and NumPy raise nearly anything of a damaged one
         reason = _files.printable(str(error) or type(error).__name__, most=160)
         raise ValueError(f"{path} cannot be read: {reason}") from error
     for name in needed:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxunlearn import _files
 from jaxunlearn.data._source import Reading, Source
 from jaxunlearn.data.files import source_of
 from jaxunlearn.data.labels import Order, class_order, how
@@ -44,7 +45,7 @@ def open_parquet(path: str, reading: Reading | None = None) -> Source:
       PictureError: a picture that cannot be read.
     """
     reading = reading or Reading()
-    files = _files(path)
+    files = _opened(path)
     schema = files[0].reader.schema_arrow
     features = _features(schema)
     image = _image_column(path, schema, features)
@@ -136,7 +137,7 @@ class _Contents:
         return file, group, row - int(starts[group])
 
 
-def _files(path: str) -> list[_File]:
+def _opened(path: str) -> list[_File]:
     try:
         import pyarrow
         import pyarrow.parquet as parquet
@@ -228,7 +229,7 @@ def _labels(path: str, column: str, values: list[Any], names: Any, reading: Read
         order = class_order(named, reading, path, lambda name: f"{path}, row {named.index(name)},")
         return np.array([order.label[name] for name in named]), order
     if reading.num_classes not in (None, len(names)):
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+        shown = ", ".join(map(_files.printable, names[:5])) + (", ..." if len(names) > 5 else "")
         raise ValueError(
             f"{path} has {len(names)} classes ({shown}), the network {reading.num_classes}: {how(reading)}"
         )

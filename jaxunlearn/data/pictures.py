@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn import _progress
+from jaxunlearn._ahead import count_cores
 from jaxunlearn._types import Preprocess
 from jaxunlearn.data._kept import Kept
 from jaxunlearn.data._source import Reading
@@ -236,7 +236,7 @@ def _threads(count: int) -> ThreadPoolExecutor:
 
 
 def _cores() -> int:
-    return min(16, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    return min(16, count_cores())
 
 
 def _size(preprocess: Preprocess | None, image: Any) -> tuple[int, int]:
