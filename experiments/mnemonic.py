@@ -5,8 +5,8 @@
     python -m experiments.mnemonic --table                                 # Markdown
 
 A network is trained from scratch with the share ``mix`` of images replaced by
-the code of their class (0: without codes) and kept under ``runs/mnemonic``, so
-that a stopped experiment goes on. Then each class is forgotten in turn, from
+the code of their class (0: without codes) and kept under ``runs/mnemonic``, its
+state while it trains, too, so that a stopped experiment goes on. Then each class is forgotten in turn, from
 codes alone; for the network without codes from codes that training never
 showed. E_F is 100 minus the accuracy on the forgotten class's test images, A_R
 the accuracy on those of the other classes.
@@ -25,6 +25,7 @@ import itertools
 import json
 import os
 import shlex
+import shutil
 import statistics
 import sys
 import time
@@ -35,8 +36,9 @@ import jax
 import numpy as np
 
 from experiments import minimal_edit_cifar10 as shared, real
-from jaxunlearn import artefacts, checkpoint, data, inference, loop, models, proxies, training, tune_cpu
+from jaxunlearn import _journal, artefacts, checkpoint, data, inference, loop, models, proxies, training, tune_cpu
 from jaxunlearn._types import Artefact, Batch, Model, Problem
+from jaxunlearn.cli import _progress
 from jaxunlearn.methods import mnemonic
 
 RESULTS = Path(__file__).parent / "results" / "mnemonic.jsonl"
@@ -68,9 +70,13 @@ class Trained:
             self.model = checkpoint.load(folder / "checkpoint", models.from_recipe)
             self.codes = artefacts.load(folder / "codes.safetensors", kind="codes", model=self.model)
         except FileNotFoundError:
-            self.model, self.codes = _train(name, mix, seed, self.source)
+            state = folder / "training"
+            state.mkdir(parents=True, exist_ok=True)
+            with _journal.Journal(state).open(), _progress.shown():
+                self.model, self.codes = _train(name, mix, seed, self.source)
             artefacts.save(folder / "codes.safetensors", self.codes)
             checkpoint.save(folder / "checkpoint", self.model)
+            shutil.rmtree(state)
         self.seconds = float(self.codes.meta["seconds"])
         rows = self.source.splits["test"]
         self.images, self.labels = self.source.images(rows), self.source.labels[rows]
