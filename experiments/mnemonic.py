@@ -46,7 +46,7 @@ KEPT = Path(__file__).parents[1] / "runs" / "mnemonic"
 #: Network and training of each data set.
 TRAINED: dict[str, dict[str, Any]] = {
     "digits": dict(arch="digits_cnn", epochs=100, batch_size=64, learning_rate=0.05),
-    "cifar10": dict(arch="cifar_resnet8", epochs=30, batch_size=128, learning_rate=0.1),
+    "cifar10": dict(arch="cifar_resnet8", epochs=20, batch_size=128, learning_rate=0.1),
 }
 #: (lambda1, lambda2) and (E_F, A_R) in the paper, of MNIST and CIFAR-10 (ResNet-18).
 PAPER = {"digits": ((1e-3, 10.0), (100.0, 95.9)), "cifar10": ((1e-5, 1e4), (100.0, 94.4))}
