@@ -397,6 +397,12 @@ MISTAKES = (
     Mistake("a cell is empty", good(table("file,label", "pictures/1.png,")), TABLE, "t.csv, line 2: label is empty"),
     Mistake("a file name is empty", good(table("file,label", ",1")), TABLE, "t.csv, line 2: file is empty"),
     Mistake(
+        "a row without a label, marked -1",
+        good(table("file,label", "pictures/1.png,1", "pictures/2.png,-1")),
+        TABLE,
+        "label -1 of t.csv, line 3, is below 0: leave out what has no label, or name classes",
+    ),
+    Mistake(
         "a label out of range",
         good(table("file,label", "pictures/1.png,10")),
         TABLE,
@@ -698,8 +704,8 @@ MISTAKES = (
         "an unknown kind of data",
         good(),
         "--data photos",
-        "unknown data source 'photos': give digits, folder:DIR, csv:FILE, npz:FILE, parquet:FILE_OR_DIR, tfds:NAME "
-        "or tfds:NAME:CONFIG",
+        "unknown data source 'photos': did you mean folder:photos? give digits, folder:DIR, csv:FILE, npz:FILE, "
+        "parquet:FILE_OR_DIR, tfds:NAME or tfds:NAME:CONFIG",
     ),
 )
 

@@ -253,7 +253,13 @@ MISTAKES = (
     Mistake(
         "an earlier run",
         f"{U} --out old",
-        "HERE/old holds an earlier run: choose another output folder or ask to overwrite it",
+        "HERE/old holds an earlier run: choose another output folder or --overwrite it",
+        files(run_in("old")),
+    ),
+    Mistake(
+        "a run where the folder of the demo's runs is to be",
+        "demo --out old",
+        "old is a run itself: choose another folder",
         files(run_in("old")),
     ),
     Mistake(
@@ -337,7 +343,7 @@ MISTAKES = (
     Mistake(
         "an export that is there already",
         "export --weights net --out w.npz",
-        "HERE/w.npz: exists: choose another place or ask to overwrite it",
+        "HERE/w.npz: exists: choose another place or --overwrite it",
         files(file("w.npz", "mine")),
     ),
     Mistake(

@@ -305,6 +305,18 @@ def test_missing_libraries_are_named(monkeypatch):
         tfds_source._builder("cifar10", None)
 
 
+def test_a_path_without_its_kind_is_told_with_it(tmp_path):
+    for name in ("a.npz", "a.csv", "a.PARQUET"):
+        path = tmp_path / name
+        assert "did you mean" not in message(open_source, str(path))
+        path.touch()
+        assert f"did you mean {name.lower()[2:]}:{path}? give" in message(open_source, str(path))
+    (tmp_path / "a.txt").touch()
+    assert "did you mean" not in message(open_source, str(tmp_path / "a.txt"))
+    assert f"did you mean folder:{tmp_path}? give" in message(open_source, str(tmp_path))
+    assert "did you mean" not in message(open_source, "x" * 5000)
+
+
 def test_open_source_errors():
     for spec in ("mnist", "tfds:", "npz:", ""):
         assert f"unknown data source {spec!r}" in message(open_source, spec)

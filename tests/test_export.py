@@ -254,7 +254,7 @@ def test_third_party_files_in_and_out(tmp_path: Path, shared: Path, file: str, a
     [
         ("original.safetensors", "out is where the weights come from, .*original.safetensors: choose another place"),
         ("link.safetensors", "out is where the weights come from"),
-        ("old.safetensors", "exists: choose another place or ask to overwrite it"),
+        ("old.safetensors", "exists: choose another place or --overwrite it"),
         ("folder.safetensors", "exists and is not a file; it is left alone"),
         ("out.h5", r"out must be a file of kind .safetensors, .*; got 'out.h5'"),
         ("out", r"out must be a file .* \(a folder is written only where a folder of Transformers was read\)"),

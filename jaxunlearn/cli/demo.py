@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     _flags.add_json_flag(parser)
     _flags.add_run_flags(parser)
     args = parser.parse_args(argv)
+    if report.is_run(args.out):
+        raise _errors.UserError(f"{args.out} is a run itself: choose another folder")
     for method in METHODS:
         _run.check_out(Path(args.out) / method, overwrite=args.overwrite)
     command = shlex.join(("jaxunlearn", "demo", *argv))

@@ -263,7 +263,7 @@ def _check_out(path: Path, raw: Raw | None, folder: Path | None, overwrite: bool
         kind = "a file" if is_file else "a folder of Transformers"
         raise FileExistsError(errno.EEXIST, f"exists and is not {kind}; it is left alone", str(path))
     if not overwrite and (is_file or any(path.iterdir())):
-        raise FileExistsError(errno.EEXIST, "exists: choose another place or ask to overwrite it", str(path))
+        raise FileExistsError(errno.EEXIST, "exists: choose another place or --overwrite it", str(path))
 
 
 def _put_in_place(path: Path, fill: Callable[[Path], None]) -> None:

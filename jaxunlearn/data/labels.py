@@ -60,6 +60,9 @@ def class_order(found: Iterable[str], reading: Reading, where: str, at: Callable
     names = sorted(set(found))
     shown = ", ".join(map(_files.printable, names[:5])) + (", ..." if len(names) > 5 else "")
     known, count, at = reading.classes, reading.num_classes, at or (lambda name: where)
+    below = [name for name in names if name.startswith("-") and name not in (known or ())]
+    if below and _numbers([name.removeprefix("-") for name in names]):
+        raise ValueError(f"label {below[0]} of {at(below[0])} is below 0: leave out what has no label, or name classes")
     if known is not None:
         places = _places(known)
         missing = [name for name in names if name not in places]

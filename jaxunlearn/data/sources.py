@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 
@@ -39,7 +40,7 @@ def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | No
     """
     kind, _, rest = spec.partition(":")
     if "\0" in spec:
-        raise ValueError(f"unknown data source {spec!r}: give {KINDS}")
+        raise _unknown(spec)
     if kind == "tfds" and rest:
         return open_tfds(rest, data_dir, reading)
     if kind == "csv" and rest:
@@ -54,7 +55,15 @@ def open_source(spec: str, data_dir: str | None = None, *, reading: Reading | No
         return open_folder(rest, reading)
     if kind == "parquet" and rest:
         return open_parquet(rest, reading)
-    raise ValueError(f"unknown data source {spec!r}: give {KINDS}")
+    raise _unknown(spec)
+
+
+def _unknown(spec: str) -> ValueError:
+    """Return what to say of a spec that is none; a path without its kind is told with it."""
+    kind = os.path.splitext(spec)[1].removeprefix(".").lower()
+    meant = "folder" if os.path.isdir(spec) else kind if kind in ("npz", "csv", "parquet") else None
+    hint = f"did you mean {meant}:{spec}? " if meant and os.path.exists(spec) else ""
+    return ValueError(f"unknown data source {spec!r}: {hint}give {KINDS}")
 
 
 def open_unlabelled(spec: str, data_dir: str | None = None, *, reading: Reading | None = None) -> Source:

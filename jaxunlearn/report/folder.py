@@ -85,7 +85,7 @@ def check_out(out_dir: str | os.PathLike[str], *, overwrite: bool = False, marke
         if not is_run(path, marker):
             raise FileExistsError(f"{path} exists and is not a jaxunlearn run: choose another output folder")
         if not overwrite:
-            raise FileExistsError(f"{path} holds an earlier run: choose another output folder or ask to overwrite it")
+            raise FileExistsError(f"{path} holds an earlier run: choose another output folder or --overwrite it")
     parent = path.parent
     while not os.path.lexists(parent):
         parent = parent.parent
