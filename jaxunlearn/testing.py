@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Collection
@@ -49,6 +50,17 @@ class TinyNet:
     ) -> tuple[Array, Params]:
         layers, model_state = self._layers(params, model_state, x, train)
         return layers["head"], model_state
+
+    @functools.cached_property
+    def spec(self) -> ModelSpec:
+        """Its size and parts; one object, so that what is compiled for a network serves all its weights."""
+        return ModelSpec(
+            num_classes=self.num_classes,
+            input_shape=(3, 3, 1),
+            head=("head",),
+            taps_fn=self.taps,
+            init_fn=lambda key: self.init(key, 9),
+        )
 
     def taps(self, params: Params, model_state: Params, x: Array) -> dict[str, Array]:
         """Return what its two linear layers get and give in eval mode."""
@@ -103,16 +115,9 @@ def tiny_problem(
     """
     net = TinyNet() if net is None else net
     keys = jax.random.split(jax.random.key(seed), 3)
-    shape = (3, 3, 1)
     params, model_state = net.init(keys[0], 9)
-    spec = ModelSpec(
-        num_classes=net.num_classes,
-        input_shape=shape,
-        head=("head",),
-        taps_fn=net.taps,
-        init_fn=lambda key: net.init(key, 9),
-    )
-    model = Model(params=params, model_state=model_state, apply_fn=net, spec=spec)
+    model = Model(params=params, model_state=model_state, apply_fn=net, spec=net.spec)
+    shape = net.spec.input_shape
     x = jax.random.uniform(keys[1], (k + 16, *shape))
     y = np.asarray(jnp.argmax(model(x), axis=-1))
     target = (y + 1) % net.num_classes if goal == "relabel" else None
@@ -142,8 +147,8 @@ def small_config(spec: MethodSpec, **changes: Any) -> Any:
 
 
 def problem_maker(spec: MethodSpec) -> Callable[..., Problem]:
-    """Return `tiny_problem` with the artefacts that a method needs."""
-    return partial(tiny_problem, needs=spec.needs)
+    """Return `tiny_problem` with the artefacts that a method needs, and one network for all that it makes."""
+    return partial(tiny_problem, needs=spec.needs, net=TinyNet())
 
 
 def check_method(spec: MethodSpec, make_problem: Callable[..., Problem] | None = None) -> None:
@@ -209,11 +214,9 @@ def traces_once(spec: MethodSpec, make_problem: Callable[..., Problem]) -> None:
     net = TinyNet()
     config = small_config(spec)
     make = partial(make_problem, goal=spec.goals[0], net=net)
-    loop.run(make(0), method=spec, config=config, key=jax.random.key(0))
-    # Another forget set of the same network object: only the spec's identity may differ, so reuse the first's.
-    first, second = make(0), make(1)
-    again = dataclasses.replace(second, model=first.model.replace(params=second.model.params))
-    loop.run(again, method=spec, config=config, key=jax.random.key(0))
+    again = make(1)
+    for problem in (make(0), again):
+        loop.run(problem, method=spec, config=config, key=jax.random.key(0))
     net.traces = 0
     changes = {f.name: getattr(config, f.name) * 0.5 for f in dataclasses.fields(config) if f.metadata["traced"]}
     loop.run(again, method=spec, config=dataclasses.replace(config, **changes), key=jax.random.key(9))
@@ -236,9 +239,7 @@ def lanes_equal_single_runs(spec: MethodSpec, make_problem: Callable[..., Proble
     if not spec.vmappable:
         return
     net = TinyNet()
-    first = make_problem(0, goal=spec.goals[0], net=net)
-    second = make_problem(1, goal=spec.goals[0], net=net)
-    problems = [first, dataclasses.replace(second, model=first.model.replace(params=second.model.params))]
+    problems = [make_problem(seed, goal=spec.goals[0], net=net) for seed in range(2)]
     config = small_config(spec)
     unlearner: Unlearner = spec.make(_config.static(config))
     keys = jax.random.split(jax.random.key(5), 2)

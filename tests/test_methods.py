@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 
 import pytest
@@ -10,11 +11,15 @@ import pytest
 from jaxunlearn import methods, testing
 
 
+@functools.cache  # one network for all checks of a method: the same programs serve them
+def problem_maker(name):
+    return testing.problem_maker(methods.get(name))
+
+
 @pytest.mark.parametrize("check", testing.CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("name", methods.names())
 def test_contract(name, check):
-    spec = methods.get(name)
-    check(spec, testing.problem_maker(spec))
+    check(methods.get(name), problem_maker(name))
 
 
 def test_unknown_method_names_close_ones():
