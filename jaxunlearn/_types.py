@@ -281,7 +281,8 @@ class Unlearner(Protocol):
     """A method bound to its static settings; equal settings compare and hash equal.
 
     A method whose state is not known from shapes may have ``work(problem) -> Work``, for estimates; one with a
-    stopping rule of its own ``stopped(state) -> bool``, besides that of the loop (every instance is forgotten).
+    stopping rule of its own ``stopped(state) -> bool``, besides that of the loop (every instance is forgotten); one
+    that cannot meet every request ``check(problem)``, which raises ValueError for it before any work.
     """
 
     @property

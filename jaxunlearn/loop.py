@@ -268,7 +268,7 @@ def run(
 
 
 def check(spec: MethodSpec, problem: Problem, config: Any) -> None:
-    """Raise unless a method can work on a problem: goal, needs, config, forget set, finite weights."""
+    """Raise unless a method can work on a problem: goal, needs, config, forget set, finite weights, its own rules."""
     _validate.forget_set(problem.forget, problem.model.spec, problem.goal)
     if problem.goal not in spec.goals:
         raise ValueError(f"method {spec.name!r} cannot pursue goal {problem.goal!r}; it can: {', '.join(spec.goals)}")
@@ -288,6 +288,7 @@ def check(spec: MethodSpec, problem: Problem, config: Any) -> None:
     for path, leaf in _tree.flatten_paths({"params": problem.model.params, "state": problem.model.model_state}).items():
         if not np.all(np.isfinite(_devices.host(leaf))):
             raise ValueError(f"the model's weights are not finite: {path} has NaN or infinite entries")
+    getattr(spec.make(_config.static(config)), "check", lambda problem: None)(problem)
 
 
 class _Run:

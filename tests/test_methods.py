@@ -6,9 +6,11 @@ import dataclasses
 import functools
 import inspect
 
+import jax
+import numpy as np
 import pytest
 
-from jaxunlearn import methods, testing
+from jaxunlearn import curvature, loop, methods, proxies, testing
 
 
 @functools.cache  # one network for all checks of a method: the same programs serve them
@@ -31,6 +33,39 @@ def test_check_method_names_the_check_that_failed():
     broken = dataclasses.replace(methods.get("neggrad"), summary="")
     with pytest.raises(AssertionError, match="neggrad: declares_itself"):
         testing.check_method(broken)
+
+
+def moments(problem):
+    return {"moments": curvature.moments_artefact(problem.model, problem.retain.x)}
+
+
+def codes(problem):
+    made = proxies.draw_codes(jax.random.key(0), problem.model)
+    labels = np.repeat(np.arange(problem.model.spec.num_classes), 99)
+    return {"codes": proxies.codes_artefact(problem.model, made, labels, mix=0.2)}
+
+
+def anchors(problem):
+    return {"anchors": np.ones((problem.model.spec.num_classes - 1, 3))}
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "given", "head", "message"),
+    [
+        ("mnemonic", {}, codes, ("head",), r"holds \d of the 99 training instances of class"),
+        ("pgu", {}, moments, ("head",), "image 0 is not among the 16 images"),
+        ("minimal-edit", {"layers": "nope*"}, None, ("head",), r"no parameter matches 'nope\*'"),
+        ("prune", {"space": "features"}, None, None, "'features' needs a network that names its head"),
+        ("structguard", {}, anchors, ("head",), "one row for each of the 5 classes"),
+        ("boundary-expand", {}, None, None, "needs to know which layer is the classifier"),
+    ],
+)
+def test_what_a_method_cannot_do_is_refused_before_the_work(name, settings, given, head, message):
+    problem, spec = testing.tiny_problem(), methods.get(name)
+    model = problem.model.replace(spec=dataclasses.replace(problem.model.spec, head=head))
+    problem = dataclasses.replace(problem, model=model, artefacts={} if given is None else given(problem))
+    with pytest.raises(ValueError, match=message):
+        loop.check(spec, problem, spec.Config(**settings))
 
 
 #: Where a method and its published code differ, by the ids of the specifications; the L2UL methods are in test_parity.

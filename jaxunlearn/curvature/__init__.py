@@ -44,6 +44,7 @@ from jaxunlearn.curvature.moments import (
     layers_of,
     moment,
     moments_artefact,
+    places,
     without,
 )
 from jaxunlearn.curvature.selection import (
@@ -77,6 +78,7 @@ __all__ = [
     "origin",
     "patches",
     "per_example_grad",
+    "places",
     "put",
     "scale",
     "second_moments",

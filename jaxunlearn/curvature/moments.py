@@ -145,20 +145,27 @@ def without(artefact: Artefact, model: Model, x: Any) -> Artefact:
       ValueError: an image that is not among those summed over, or not any more.
     """
     layers, held = layers_of(artefact), artefact.arrays["instances"]
-    places: dict[int, list[int]] = {}
+    left = np.delete(held, places(artefact, x))
+    part = input_moments(model, x, layers)
+    rest = {path: artefact.arrays[_name(path)] - part[path] for path in layers}
+    return dataclasses.replace(as_artefact(rest, layers, left, model), model_digest=artefact.model_digest)
+
+
+def places(artefact: Artefact, x: Any) -> np.ndarray:
+    """Return where in the sums of an artefact of kind "moments" each image stands, (k,); raise as `without`."""
+    held = artefact.arrays["instances"]
+    there: dict[int, list[int]] = {}
     for place, mark in enumerate(held.tolist()):
-        places.setdefault(mark, []).append(place)
-    keep = np.ones(len(held), bool)
+        there.setdefault(mark, []).append(place)
+    found = []
     for row, mark in enumerate(_fingerprints(x).tolist()):
-        if not places.get(mark):
+        if not there.get(mark):
             raise ValueError(
                 f"image {row} is not among the {len(held):,} images that the second moments are of: "
                 "they must be those of the whole training set, without what was forgotten before"
             )
-        keep[places[mark].pop()] = False
-    part = input_moments(model, x, layers)
-    rest = {path: artefact.arrays[_name(path)] - part[path] for path in layers}
-    return dataclasses.replace(as_artefact(rest, layers, held[keep], model), model_digest=artefact.model_digest)
+        found.append(there[mark].pop())
+    return np.array(found, int)
 
 
 def moment(artefact: Artefact, path: str) -> np.ndarray:

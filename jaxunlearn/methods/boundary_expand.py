@@ -43,20 +43,26 @@ class Config(MomentumConfig):
 class BoundaryExpand(Descent):
     """The method bound to its static settings."""
 
-    def trained(self, key: Array, problem: Problem) -> Params:
-        """Return the weights with one more output, drawn as for a fresh layer: uniform within 1 / sqrt(inputs).
-
-        Raises:
-          ValueError: the model does not say which layer its classifier is, or that layer's last axis is no class axis.
-        """
-        spec, params = problem.model.spec, problem.model.params
-        leaves = jax.tree.leaves(_at(params, _path(spec)))
+    def check(self, problem: Problem) -> None:
+        """Raise unless the model says which layer its classifier is, and that layer's last axis is the class axis."""
+        spec = problem.model.spec
+        leaves = jax.tree.leaves(_at(problem.model.params, _path(spec)))
         if any(leaf.shape[-1:] != (spec.num_classes,) for leaf in leaves):
             shapes = ", ".join(str(leaf.shape) for leaf in leaves)
             raise ValueError(
                 f"method 'boundary-expand' cannot widen {'/'.join(_path(spec))!r}: the last axis of its arrays must be "
                 f"the {spec.num_classes} classes; got {shapes}"
             )
+
+    def trained(self, key: Array, problem: Problem) -> Params:
+        """Return the weights with one more output, drawn as for a fresh layer: uniform within 1 / sqrt(inputs).
+
+        Raises:
+          ValueError: as `check`.
+        """
+        self.check(problem)
+        spec, params = problem.model.spec, problem.model.params
+        leaves = jax.tree.leaves(_at(params, _path(spec)))
         bound = min(1 / np.sqrt(np.prod(leaf.shape[:-1])) for leaf in leaves)
 
         def widen(leaf: Array, key: Array) -> Array:

@@ -134,6 +134,10 @@ class MinimalEdit:
         least = steps + 1 if self.config.depth == "none" else min(steps + DEPTH_FINISHING, most)
         return (Phase(self.step, self.draws, most, jit=False, min_steps=least),)
 
+    def check(self, problem: Problem) -> None:
+        """Raise unless the tensors to edit are there."""
+        self._paths(problem.model)
+
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Check the instances against each other; the proxies are drawn by the first step.
 

@@ -50,6 +50,10 @@ class Mnemonic:
     def phases(self) -> tuple[Phase, ...]:
         return ()
 
+    def check(self, problem: Problem) -> None:
+        """Raise unless the request is one for classes that have codes."""
+        self._classes(problem, problem.artefacts["codes"])
+
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> tuple[engine.State, Any]:
         """Edit the network; nothing here is random."""
         del key

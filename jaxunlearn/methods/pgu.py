@@ -128,6 +128,11 @@ class PGU:
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self.step, self.draws, self.config.max_passes, check_every=0, jit=False),)
 
+    def check(self, problem: Problem) -> None:
+        """Raise unless the forget set is in the moments."""
+        real = np.asarray(problem.forget.weight) > 0
+        curvature.places(problem.artefacts["moments"], np.asarray(problem.forget.x)[real])
+
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Take D_f out of the moments and find each layer's free directions; in float64, on the host."""
         model, forget = problem.model, jax.tree.map(lambda leaf: leaf[problem.forget.weight > 0], problem.forget)

@@ -151,17 +151,16 @@ class Prune:
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(self.step, self.draws, self.config.rounds, jit=False),)
 
+    def check(self, problem: Problem) -> None:
+        """Raise unless the network, or the patch that it has, is one for the space asked for."""
+        self._opened(problem.model)
+
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> State:
         """Choose the space, take an earlier patch off to go on with it, and look at versions of the instances.
 
         Reads ``problem.artefacts["held"]``, a Batch forgotten earlier, to stay so.
         """
-        model, wrapper, own = spaces.without_patch(problem.model)
-        space = spaces.choose(model, self.config.space)
-        if wrapper is not None and wrapper.space != space:
-            raise ValueError(
-                f"the network has a patch in space {wrapper.space!r} already: go on with that space, not {space!r}"
-            )
+        model, wrapper, own, space = self._opened(problem.model)
         forget, held = _real(problem.forget), problem.artefacts.get("held")
         instances = forget if held is None else jax.tree.map(_both, forget, _real(held))
         where = None
@@ -189,6 +188,16 @@ class Prune:
             earlier=len(instances.y) - len(forget.y),
             goal=problem.goal,
         )
+
+    def _opened(self, model: Model) -> tuple[Model, Patch | None, dict[str, np.ndarray], str]:
+        """Return the network without its patch, the patch, and the space."""
+        model, wrapper, own = spaces.without_patch(model)
+        space = spaces.choose(model, self.config.space)
+        if wrapper is not None and wrapper.space != space:
+            raise ValueError(
+                f"the network has a patch in space {wrapper.space!r} already: go on with that space, not {space!r}"
+            )
+        return model, wrapper, own, space
 
     def finish(self, state: State) -> Model:
         if state.wrapper is None:

@@ -143,6 +143,12 @@ class StructGuard(FirstOrder):
             Phase(self.step, self.draws, self.config.max_passes, self.check_every),
         )
 
+    def check(self, problem: Problem) -> None:
+        """Raise unless the network has a head to start from, and anchors that are given fit its classes."""
+        kernel, _ = wrappers.head_map(problem.model)
+        if "anchors" in problem.artefacts:
+            embedded(problem.artefacts["anchors"], np.asarray(kernel.T))
+
     def prepare(self, key: Array, problem: Problem, hparams: Mapping[str, Array]) -> GuardState:
         """Make the adversarial images, the anchors, the projector and S0."""
         for_attack, for_projector = jax.random.split(key)
