@@ -314,6 +314,10 @@ def outcome(test, recognised, seconds, *, met=True, saw=None):
         "depth": {"recognised": {"exact": 0.0, "mirrored": recognised, "noisy": recognised + 0.2, "rotated": None}},
         "agreement": {"agreement": 0.75},
         "weights": {"relative_l2": 0.01, "added": 0},
+        "goal": "misclassify",
+        "stop_reason": "forgotten",
+        "forgotten": 2,
+        "instances": [{}, {}],
         "seconds": {"load": 100.0, "prepare": 1.0, "unlearn": seconds - 1.0, "measure after": 100.0},
         "memory": {"process": 3 * 2**29},
         "saw": {"forget": 2} | (saw or {}),
@@ -344,6 +348,33 @@ def test_the_table_and_the_picture_show_the_same_runs():
     assert sizes[1] / sizes[0] == pytest.approx(12 / 3)  # area is time
     assert [len(dot.get_facecolor()) for dot in dots] == [1, 0]  # hollow: not every instance is forgotten
     assert comparison.picture(before, {"x": [outcome(0.8, 0.3, 2.0) | {"depth": None}]}, "title") is None
+
+
+def test_a_label_that_is_gone_is_not_the_one_asked_for_and_what_diverged_is_told_of():
+    before = {"accuracy": {"forget": 1.0, "retain": 0.99, "test": 0.95}, "sizes": {"retain": 100, "test": 50}}
+    half = outcome(0.8, 0.3, 2.0, met=False) | {"goal": "relabel", "forgotten": 1}
+    broken = half | {"stop_reason": "diverged", "forgotten": 0}
+    header, start, *rows = comparison.table(before, {"a": [half], "b": [broken, half], "c": [broken]})
+    at = header.index("relabelled %")
+    assert len({len(row) for row in (header, start, *rows)}) == 1
+    assert header[at + 1] == "D_r %"
+    assert start[at + 1].startswith("99.00 [")
+    assert [row[0] for row in rows] == ["a", "b (1 of 2 diverged)", "c (diverged)"]
+    assert [row[at] for row in rows] == ["50.00", "25.00 (0.00-50.00)", "0.00"]
+    assert [row[at - 1] for row in rows] == ["0.00"] * 3
+    for run, told in ((half, True), (outcome(0.8, 0.3, 2.0), False)):
+        page = comparison.page("t", [], comparison.table(before, {"a": [run]}), {}, {}, {}, "c")
+        assert ("* **relabelled**: " in page) == told
+        assert "* **D_f**: " in page
+
+
+def test_the_table_says_what_training_time_gave():
+    from jaxunlearn.job import work
+    from jaxunlearn.testing import tiny_problem
+
+    seen = work.seen(tiny_problem(needs=("codes", "moments")))
+    assert seen == {"forget": 8, "retain": 16, "public": 16, "codes": 5, "moments": 24}
+    assert comparison._saw(seen) == "16 retain, 16 public, codes of 5 classes, moments of 24 images"
 
 
 def test_agreement_against_its_definition():

@@ -160,14 +160,18 @@ def perform(
 
 
 def seen(problem: Problem) -> dict[str, int]:
-    """Return how many images a method is shown, by kind."""
+    """Return how many images a method is shown by kind, and what else: of how many images or classes it is."""
     kept, held = problem.artefacts.get("proxies"), problem.artefacts.get("held")
+    codes, moments = problem.artefacts.get("codes"), problem.artefacts.get("moments")
     counts = {
         "forget": len(problem.forget.y),
         "retain": 0 if problem.retain is None else len(problem.retain.y),
         "public": 0 if problem.public is None else len(problem.public),
         "inversion": 0 if kept is None else len(kept.arrays["x"]),
         "earlier": 0 if held is None else len(held.y),
+        "codes": 0 if codes is None else len(codes.arrays["classes"]),
+        "moments": 0 if moments is None else len(moments.arrays["instances"]),
+        "anchors": len(problem.artefacts.get("anchors", ())),
     }
     return {kind: count for kind, count in counts.items() if count}
 

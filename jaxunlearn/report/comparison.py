@@ -15,6 +15,7 @@ from jaxunlearn.report.tables import percent, unlearning_seconds
 HEADER = ("", "seeds", "D_f %", "D_r %", "D_test %", "recognised %", "agreement %", "change %", "seconds", "GiB", "saw")
 MEANING = {
     "D_f": "accuracy on the images to forget: should fall to 0",
+    "relabelled": "share of the images to forget that are given the label asked for",
     "D_r": "accuracy on the other training images, with the 95 % interval of the sample (Wilson)",
     "D_test": "accuracy on images never trained on",
     "recognised": "share of mirrored, cropped, shifted, noisy, compressed and rotated versions of the forgotten images"
@@ -23,10 +24,14 @@ MEANING = {
     " before; strengths are chosen by it, never by test or retain images",
     "change": "length of the weights' change over their own length; after a +, how many numbers were put around the"
     " network instead",
-    "seconds": "of the unlearning, compilation included",
+    "seconds": "of the unlearning; of its compilation what an earlier run or trial did not leave in the cache",
     "GiB": "peak memory of the process to the end of the unlearning, the libraries' own included",
     "saw": "what the method was shown beside the network and the forget set",
 }
+
+
+#: How what a method was shown is told of.
+SAW = {"codes": "codes of {} classes", "moments": "moments of {} images", "anchors": "embeddings of {} classes"}
 
 
 def depth_share(results: Mapping[str, Any]) -> float | None:
@@ -48,14 +53,18 @@ def table(before: Mapping[str, Any], groups: Mapping[str, Sequence[Mapping[str, 
     """
     accuracy, sizes = before["accuracy"], before["sizes"]
     start = [_sampled([accuracy.get(name)], sizes, name) for name in ("forget", "retain", "test")]
-    rows: list[tuple[str, ...]] = [HEADER, ("before", "", *start, *[""] * 6)]
+    # A label that is gone need not have become the one asked for.
+    relabel = any(run["goal"] == "relabel" for runs in groups.values() for run in runs)
+    header = (*HEADER[:3], *["relabelled %"] * relabel, *HEADER[3:])
+    rows: list[tuple[str, ...]] = [header, ("before", "", start[0], *[""] * relabel, *start[1:], *[""] * 6)]
     for label, runs in groups.items():
         after = {name: [run["after"].get(name) for run in runs] for name in ("forget", "retain", "test")}
         rows.append(
             (
-                label,
+                label + _diverged(runs),
                 str(len(runs)),
                 _spread([100 * value for value in after["forget"]]),
+                *[_spread([100 * run["forgotten"] / len(run["instances"]) for run in runs])] * relabel,
                 _sampled(after["retain"], sizes, "retain"),
                 _sampled(after["test"], sizes, "test"),
                 _spread([100 * share for run in runs if (share := depth_share(run)) is not None], 1),
@@ -125,10 +134,14 @@ def page(
     for file, caption in pictures.items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     if chosen:
-        lines += ["Strengths, chosen among the same number of trials on the first seed by agreement:", ""]
+        lines += [
+            "Strengths, of the same number of trials on the first seed that which forgets most and then agrees best:"
+        ]
+        lines += [""]
         lines += [*(f"* {name}: {value}" for name, value in chosen.items()), ""]
     lines += ["What the columns say, mean over seeds (range):", ""]
-    lines += [f"* **{name}**: {meaning}" for name, meaning in MEANING.items()]
+    shown = {name.removesuffix(" %") for name in rows[0]}
+    lines += [f"* **{name}**: {meaning}" for name, meaning in MEANING.items() if name in shown]
     return "\n".join([*lines, "", "Again:", "", "```bash", command, "```", ""])
 
 
@@ -174,8 +187,14 @@ def _sampled(values: Sequence[float | None], sizes: Mapping[str, int], name: str
     return text
 
 
+def _diverged(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is to be said of runs that ended early because a step was not finite."""
+    count = sum(run["stop_reason"] == "diverged" for run in runs)
+    return "" if not count else " (diverged)" if count == len(runs) else f" ({count} of {len(runs)} diverged)"
+
+
 def _saw(counts: Mapping[str, int]) -> str:
-    more = [f"{count:,} {kind}" for kind, count in counts.items() if kind != "forget"]
+    more = [SAW.get(kind, f"{{}} {kind}").format(f"{count:,}") for kind, count in counts.items() if kind != "forget"]
     return ", ".join(more) or "nothing else"
 
 

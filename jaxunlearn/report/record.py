@@ -49,7 +49,8 @@ class RunRecord:
       memory: peak bytes up to the end of the unlearning: "process" and, of an accelerator, "device".
       depth: what `jaxunlearn.audits.depth` measured, or None.
       weights: how much of the network changed, `jaxunlearn.audits.change`, or None.
-      saw: how many images the method saw, by kind: "forget", "retain", "public", "inversion", "earlier".
+      saw: how many images the method saw, by kind: "forget", "retain", "public", "inversion", "earlier"; of how many
+        classes "codes" and "anchors" were, of how many training images "moments".
       origin: where the network before the first of several requests lies, ``weights`` and ``digest``.
       earlier: instances of earlier requests measured again, one mapping an
         instance: ``run``, ``id``, ``label``, ``after`` (label now given),

@@ -43,6 +43,9 @@ SEEN = {
     "public": "{} unlabelled public images",
     "inversion": "{} images made from the network itself",
     "earlier": "{} images forgotten earlier",
+    "codes": "the random images that stood for {} classes in training",
+    "moments": "the second moments of what {} training images are to each layer",
+    "anchors": "embeddings of {} classes",
 }
 
 
