@@ -7,6 +7,7 @@ import importlib
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import audits, proxies
+from jaxunlearn import artefacts, audits, proxies
+from jaxunlearn._types import Artefact
 from jaxunlearn.cli import _comparison, _errors, compare
 from jaxunlearn.cli._comparison import Entry
 from jaxunlearn.cli.main import main
@@ -96,7 +98,7 @@ def test_trials_look_at_no_test_image_and_are_kept(argv, here, tmp_path, capsys)
     kept = [json.loads((tmp_path / "c" / "runs" / name).read_text()) for name in trials]
     assert all(set(trial) == {"label", "factor", "config", "forgotten", "agreement"} for trial in kept)
     assert kept[1]["config"]["learning_rate"] == pytest.approx(0.5 * kept[0]["config"]["learning_rate"])
-    assert "(default times" in (tmp_path / "c" / "compare.md").read_text()
+    assert re.search(r"learning_rate [0-9.e-]+ \(0.001 times (1|0.5)\)", (tmp_path / "c" / "compare.md").read_text())
     del here[:]
     assert main([*asked, "--trials", "2", "--out", str(tmp_path / "c")]) == 0
     assert not here
@@ -176,6 +178,119 @@ def test_another_network_of_the_same_name_does_not_come_into_the_same_table(argv
     )
 
 
+@pytest.mark.parametrize("what", ["forget", "test"])
+def test_other_images_of_the_same_names_do_not_come_into_the_same_table(argv, here, tmp_path, capsys, what):
+    digits = open_source("digits")
+    x = digits.images(np.arange(120))
+    split = np.where(np.arange(120) < 60, "train", "test")
+    data = tmp_path / "d.npz"
+    np.savez(data, x=x, y=digits.labels[:120], split=split)
+    asked = [*argv, "--methods", "neggrad:max_passes=1", "--no-depth", "--out", str(tmp_path / "c")]
+    asked[asked.index("--data") + 1] = f"npz:{data}"
+    assert main(asked) == 0
+    if what == "forget":
+        x[5] = 1 - x[5]
+        told = "--data holds other images under the names of --forget"
+    else:
+        x, split = x[:100], split[:100]
+        told = "--data, --retain-data or --test-data holds other images"
+    np.savez(data, x=x, y=digits.labels[: len(x)], split=split)
+    capsys.readouterr()
+    del here[:]
+    assert main([*asked, "--seeds", "2"]) == 2
+    assert f"{told} than when this comparison began: choose another folder" in capsys.readouterr().err
+
+
+def test_every_flag_that_changes_a_number_is_compared(argv, tmp_path):
+    args = compare._parser().parse_args([*argv[1:], "--input-shape", "8,8,1", "--out", str(tmp_path)])
+    runs = {"out", "methods", "seeds", "trials", "quiet", "json", "compile_cache"}
+    asked = _comparison.asked(args)
+    assert set(asked) == set(vars(args)) - runs
+    assert asked["input_shape"] == (8, 8, 1)
+
+
+def test_what_a_killed_process_left_aside_is_in_nobodys_way(argv, here, tmp_path):
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".before.json.a1.part").write_text("{")
+    asked = [*argv, "--methods", "neggrad:max_passes=1", "--no-depth", "--retain-limit", "9"]
+    asked += ["--out", str(tmp_path / "c")]
+    assert main(asked) == 0
+    (tmp_path / "c" / "runs" / ".neggrad-seed0.json.a1.part").write_text("{")
+    assert main(asked) == 0
+    assert not list((tmp_path / "c").rglob("*.part"))
+
+
+def test_a_full_disk_ends_a_comparison_before_the_next_run(argv, here, tmp_path, monkeypatch, capsys):
+    asked = [*argv, "--methods", "neggrad:max_passes=1,neggrad:max_passes=2", "--no-depth", "--retain-limit", "9"]
+    asked += ["--out", str(tmp_path / "c")]
+    assert main(asked) == 0
+
+    def full(folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    monkeypatch.setattr("jaxunlearn.cli._run.try_to_write", full)
+    capsys.readouterr()
+    del here[:]
+    assert main([*asked, "--seeds", "2"]) == 2
+    assert not here
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("c/runs: No space left on device")
+
+
+def test_the_terminal_leaves_out_ranges_and_nothing_else(argv, here, tmp_path, monkeypatch, capsys):
+    rows = [comparison.HEADER, ("before", "", *["1.00 [0.50, 2.00]"] * 3, *[""] * 6)]
+    rows += [("a:layers=x*", "2", *["7.00 (6.00-8.00) [0.50, 9.00]"] * 5, "0.69 (0.69-0.70) +68,160", "3", "1.0", "no")]
+    monkeypatch.setenv("COLUMNS", "200")
+    compare._show(tmp_path, rows, {})
+    out = capsys.readouterr().out
+    (line,) = (line for line in out.splitlines() if line.startswith("a:layers"))
+    assert line.split() == ["a:layers=x*", "2", *["7.00"] * 5, "0.69", "+68,160", "3", "1.0"]
+    assert "compare.png" not in out  # there is none
+
+
+def test_what_a_method_cannot_do_is_told_and_the_others_go_on(argv, here, tmp_path, capsys):
+    asked = [*argv, "--methods", "minimal-edit:layers=nope*,none*,neggrad:max_passes=1,mnemonic", "--no-depth"]
+    assert main([*asked, "--retain-limit", "9", "--out", str(tmp_path / "c")]) == 0
+    out = capsys.readouterr().out
+    assert "not in the table: minimal-edit:layers=nope*,none*: no parameter matches 'nope*'; the network has" in out
+    assert "not in the table: mnemonic: needs codes: a random image a class, which only training with them" in out
+    content = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert list(content["runs"]) == ["neggrad:max_passes=1"]
+
+
+def test_images_from_the_network_are_made_for_methods_that_use_them(argv, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr("jaxunlearn.cli._proxies.inversion", lambda model, n: made.append(n))
+    args = compare._parser().parse_args([*argv[1:], "--inversion", "7", "--no-depth", "--out", str(tmp_path / "c")])
+    facts = _comparison.before(args)
+    for method, wanted in (("neggrad", []), ("minimal-edit", [7])):
+        entry = Entry.parse(method)
+        _comparison._problem(args, entry.spec, entry.config(), 0, facts)
+        assert made == wanted, method
+
+
+def test_two_artefacts_of_a_kind_are_one_too_many(tmp_path):
+    from jaxunlearn import methods
+    from jaxunlearn.cli import _request
+    from jaxunlearn.testing import tiny_problem
+
+    model = tiny_problem().model
+    files = [str(tmp_path / name) for name in ("a.safetensors", "b.safetensors")]
+    for file in files:
+        made = Artefact(kind="codes", version=1, arrays={"x": np.zeros(2)}, meta={}, model_digest=_digest(model))
+        artefacts.save(file, made)
+    with pytest.raises(ValueError, match=r"b.safetensors is a second one of kind 'codes': give one of a kind"):
+        _comparison._artefacts(files, model)
+    with pytest.raises(ValueError, match=r"b.safetensors is a second one of kind 'codes': give one of a kind"):
+        _request._artefacts(files, methods.get("mnemonic"), model, None)
+
+
+def _digest(model):
+    from jaxunlearn import _tree
+
+    return _tree.model_digest(model)
+
+
 def test_depth_is_measured_and_drawn(argv, here, tmp_path):
     assert main([*argv, "--methods", "neggrad:learning_rate=0.01", "--out", str(tmp_path / "c")]) == 0
     (run,) = json.loads((tmp_path / "c" / "compare.json").read_text())["runs"]["neggrad:learning_rate=0.01"]
@@ -236,6 +351,8 @@ def test_a_run_is_a_process_of_its_own(argv, tmp_path):
     with pytest.raises(_errors.UserError, match=r"--data-dir is for tfds: "):
         _comparison.in_process(_comparison.before, asked, tmp_path / "c.json")
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(OSError, match=r"a\.json"):  # what comes next could not be written, either
+        _comparison.in_process(_write_pid, args, tmp_path / "a.json" / "d.json")
 
 
 @pytest.mark.parametrize(
@@ -252,6 +369,7 @@ def test_a_run_is_a_process_of_its_own(argv, tmp_path):
         (["--trials", "99"], "--trials must be a whole number from 1 to 9; got '99'"),
         (["--retain-limit", "-1"], "--retain-limit must be a whole number of at least 0; got '-1'"),
         (["--target", "3"], "--target is for --goal relabel"),
+        (["--public", "digits", "--inversion", "3"], "give --public or --inversion, not both"),
         (["--methods", "correct"], "no method can run: correct: cannot pursue the goal misclassify"),
     ],
 )
@@ -278,6 +396,13 @@ def test_an_entry_is_the_config_of_the_same_flags():
     assert entry.name(2, 0.5) == "adv-imp,preset=published,draws=3,mas-train=false-seed2-x0.5.json"
 
 
+def test_trials_are_of_different_strengths_inside_the_range():
+    assert Entry.parse("neggrad").factors(3) == (1.0, 0.5, 2.0)
+    assert Entry.parse("prune").factors(5) == (1.0, 0.5, 2.0, 0.25, 0.125)  # 0.5 times 4 is 1, too
+    assert Entry.parse("prune").config(8.0).apart == 1
+    assert Entry.parse("pgu:learning_rate=1e-12").config(0.5).learning_rate == 1e-12
+
+
 def test_trials_choose_what_forgets_and_then_what_agrees():
     outcome = {1.0: (2, 0.5), 0.5: (1, 0.9), 2.0: (2, 0.7), 0.25: (0, 1.0), 4.0: (2, 0.6)}
 
@@ -294,7 +419,10 @@ def test_trials_choose_what_forgets_and_then_what_agrees():
     args = argparse.Namespace(trials=5)
     assert compare._tuned(Entry.parse("neggrad"), Runs(), args, chosen) == 2.0
     assert asked == [(0, factor) for factor in (1.0, 0.5, 2.0, 0.25, 4.0)]
-    assert chosen == {"neggrad": "learning_rate 0.002 (default times 2)"}
+    assert chosen == {"neggrad": "learning_rate 0.002 (0.001 times 2)"}
+    entry = Entry.parse("neggrad:learning_rate=0.5")
+    assert compare._tuned(entry, Runs(), args, chosen) == 2.0
+    assert chosen[entry.label] == "learning_rate 1 (0.5 times 2)"
     assert compare._tuned(Entry.parse("neggrad"), None, argparse.Namespace(trials=1), chosen) == 1.0
 
 

@@ -22,6 +22,7 @@ import jax
 from jaxunlearn import _files, _memo, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _progress, _proxies, _run
+from jaxunlearn.job import digests
 
 #: Cut-and-paste images of the forget set that no method sees, for the agreement with the original network.
 HELD_OUT = 500
@@ -29,6 +30,8 @@ HELD_OUT = 500
 FACTORS = (1.0, 0.5, 2.0, 0.25, 4.0, 0.125, 8.0, 0.0625, 16.0)
 #: Folder of what trials leave for the next one.
 KEPT = "kept"
+#: Flags that say which runs there are, or how they are told of, and change none.
+ASIDE = ("out", "methods", "seeds", "trials", "quiet", "json", "compile_cache")
 #: Exit status of a process that was told to stop.
 STOPPED = 130
 #: Letters of a run's file name that its method and settings may take.
@@ -88,9 +91,15 @@ class Entry(NamedTuple):
             raise ValueError(f"--methods {self.label}: {error}") from error
         if factor == 1.0:
             return config
-        value = factor * getattr(config, self.spec.strength)
-        high = known[self.spec.strength].metadata["high"]
-        return dataclasses.replace(config, **{self.spec.strength: value if high is None else min(value, high)})
+        value, bounds = factor * getattr(config, self.spec.strength), known[self.spec.strength].metadata
+        value = value if bounds["low"] is None else max(value, bounds["low"])
+        value = value if bounds["high"] is None else min(value, bounds["high"])
+        return dataclasses.replace(config, **{self.spec.strength: value})
+
+    def factors(self, trials: int) -> tuple[float, ...]:
+        """Return what the strength is multiplied by in so many trials; two that give one value would be one trial."""
+        values = {getattr(self.config(factor), self.spec.strength): factor for factor in reversed(FACTORS)}
+        return tuple(factor for factor in FACTORS if factor in values.values())[:trials]
 
     def name(self, seed: int, factor: float, *, trial: bool = False) -> str:
         """Return the name of the file that keeps a run or a trial."""
@@ -100,11 +109,31 @@ class Entry(NamedTuple):
         return f"{plain}-seed{seed}" + f"-x{factor:g}" * (factor != 1) + "-trial" * trial + ".json"
 
 
+def split(given: str) -> list[str]:
+    """Return the entries of a list with commas, in which globs of a setting of text may stand with commas, too.
+
+    >>> split("neggrad,minimal-edit:layers=conv1*,linear*,adv")
+    ['neggrad', 'minimal-edit:layers=conv1*,linear*', 'adv']
+    """
+    specs, texts = methods.all_specs(), list[str]()
+    for text in given.split(","):
+        method, _, settings = texts[-1].partition(":") if texts else ("", "", "")
+        last = settings.rpartition(":")[2].partition("=")[0].replace("-", "_")
+        fields = dataclasses.fields(specs[method].Config) if method in specs else ()
+        free = [f.name for f in fields if isinstance(f.default, str) and f.metadata["choices"] is None]
+        if last in free and text.partition(":")[0] not in specs:
+            texts[-1] += f",{text}"
+        else:
+            texts.append(text)
+    return texts
+
+
 def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> dict[str, Any]:
     """Do a piece of work in a fresh process and return what it wrote; the file is there only if it is whole.
 
     Raises:
       UserError: the work ended with one, or its process died.
+      OSError: what it gave cannot be written, as what comes after it could not.
       KeyboardInterrupt: it was interrupted.
     """
     context = multiprocessing.get_context("spawn")
@@ -122,7 +151,8 @@ def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> d
     if process.exitcode == STOPPED:
         raise KeyboardInterrupt
     with contextlib.suppress(EOFError):  # it told of nothing
-        raise _errors.UserError(heard.recv())
+        kind, line = heard.recv()
+        raise kind(line)
     if process.exitcode or not path.exists():
         code = process.exitcode or 0
         how = f"was killed by signal {-code} (9: often out of memory)" if code < 0 else f"ended with status {code}"
@@ -133,7 +163,7 @@ def in_process(work: Any, args: argparse.Namespace, path: Path, *more: Any) -> d
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON aside and put it in place in one move."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _files.in_place(path) as file:
+    with _errors.writing(path), _files.in_place(path) as file:
         file.write(json.dumps(content, indent=1, allow_nan=False).encode())
 
 
@@ -148,10 +178,9 @@ def before(args: argparse.Namespace) -> dict[str, Any]:
         "asked": asked(args),
         "network": _model.describe(request.model),
         "arch": spec.recipe.arch if spec.recipe is not None else "",
-        "model_digest": _tree.model_digest(request.model),
+        **_same(request, found),
         "data": request.source.name,
         "notes": request.source.notes,
-        "ids": request.source.ids[request.rows].tolist(),
         "accuracy": measured.accuracy,
         "sizes": measured.sizes,
         "offered": sorted(
@@ -164,10 +193,31 @@ def before(args: argparse.Namespace) -> dict[str, Any]:
 
 def asked(args: argparse.Namespace) -> dict[str, Any]:
     """Return what makes runs comparable: the network, the data, the forget set, what is measured."""
-    names = ("arch", "weights", "mean", "std", "data", "forget", "goal", "target", "forget_seed", "retain_limit")
-    more = ("public", "inversion", "artefact", "device", "precision", "depth")
-    data = ("data_dir", "retain_data", "test_data", "classes", "on_bad_image")
-    return {name: getattr(args, name) for name in (*names, *more)} | {name: getattr(args, name, None) for name in data}
+    return {name: value for name, value in vars(args).items() if name not in ASIDE}
+
+
+def _same(request: _run.Request, offered: Mapping[str, Artefact]) -> dict[str, Any]:
+    """Return what every run must find again: names of files stay where their content does not."""
+    forget, ids = request.forget(), request.source.ids[request.rows].tolist()
+    other = {kind: dict(artefact.arrays) for kind, artefact in offered.items()}
+    other |= {} if request.public is None else {"public": request.public}
+    return {
+        "model_digest": _tree.model_digest(request.model),
+        "ids": ids,
+        "forget_digest": digests.forget_set(forget.x, forget.y, ids),
+        "measured_digest": {name: digests.numbers(rows) for name, rows in request.sets().items()},
+        "other_digest": _tree.digest(other),
+    }
+
+
+#: What is to be said where one of `_same` is another.
+_OTHER = {
+    "model_digest": "--weights holds another network",
+    "ids": "--forget names other images",
+    "forget_digest": "--data holds other images under the names of --forget",
+    "measured_digest": "--data, --retain-data or --test-data holds other images",
+    "other_digest": "--artefact or --public holds something else",
+}
 
 
 def trial(args: argparse.Namespace, entry: Entry, seed: int, factor: float, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -214,12 +264,12 @@ def _problem(
     """Return what is asked of a method, with the network and the forget set that the comparison began with."""
     with _errors.user_input():
         request = _request(args)
-        now = {"model_digest": _tree.model_digest(request.model), "ids": request.source.ids[request.rows].tolist()}
-        for name, what in (("model_digest", "--weights holds another network"), ("ids", "--forget names other images")):
-            if now[name] != facts[name]:
-                raise ValueError(f"{what} than when this comparison began: choose another folder")
         offered = _artefacts(args.artefact, request.model)
-        if args.inversion:
+        now = _same(request, offered)
+        for name, what in _OTHER.items():
+            if name in facts and now[name] != facts[name]:
+                raise ValueError(f"{what} than when this comparison began: choose another folder")
+        if args.inversion and "proxies" in (*spec.needs, *spec.uses):
             request = dataclasses.replace(request, inversion=_proxies.inversion(request.model, args.inversion))
         request = dataclasses.replace(request, artefacts=offered, seed=seed)
         problem = request.problem(spec)
@@ -240,14 +290,20 @@ def _child(told: Connection, work: Any, args: argparse.Namespace, path: Path, *m
         try:
             _process.hear()
             with _device.chosen(args), _progress.shown(quiet=args.quiet):
-                write(path, work(args, *more))
+                content = work(args, *more)
+                try:
+                    write(path, content)
+                except OSError as error:
+                    told.send((OSError, _errors.one_line(_errors.describe(error))))
+                    sys.exit(_errors.WRONG_INPUT)
         except KeyboardInterrupt:
             os._exit(STOPPED)  # as in `jaxunlearn.cli.main`
         except Exception as error:
             line = _errors.told(error)
             if line is None:
                 raise
-            told.send(_errors.one_line(line))  # short enough for the pipe: nobody reads until this process has ended
+            # Short enough for the pipe: nobody reads until this process has ended.
+            told.send((_errors.UserError, _errors.one_line(line)))
             sys.exit(_errors.WRONG_INPUT)
 
 
@@ -279,8 +335,13 @@ def _request(args: argparse.Namespace) -> _run.Request:
 
 
 def _artefacts(files: list[str], model: Model) -> dict[str, Artefact]:
-    loaded = [artefacts.load(file, model=model) for file in files]
-    return {artefact.kind: artefact for artefact in loaded}
+    found: dict[str, Artefact] = {}
+    for file in files:
+        artefact = artefacts.load(file, model=model)
+        if artefact.kind in found:
+            raise ValueError(f"--artefact {file} is a second one of kind {artefact.kind!r}: give one of a kind")
+        found[artefact.kind] = artefact
+    return found
 
 
 def _can_be_deep(model: Model) -> bool:

@@ -105,14 +105,16 @@ def _artefacts(
     files: Sequence[str], spec: MethodSpec, model: Model, previous: report.Run | None
 ) -> dict[str, Artefact]:
     """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
-    found = {} if previous is None else left_behind(previous, model)
+    found, given = {} if previous is None else left_behind(previous, model), dict[str, Artefact]()
     for file in files:
         artefact = artefacts.load(file, model=model)
         if artefact.kind not in (*spec.needs, *spec.uses):
             what = f"{Path(file).name}, an artefact of kind {artefact.kind!r}"
             raise ValueError(f"method {spec.name!r} has no use for {what}; leave it out")
-        found[artefact.kind] = artefact
-    return found
+        if artefact.kind in given:
+            raise ValueError(f"--artefact {file} is a second one of kind {artefact.kind!r}: give one of a kind")
+        given[artefact.kind] = artefact
+    return found | given
 
 
 def _anchors(file: str | None, model: Model) -> dict[str, Any]:

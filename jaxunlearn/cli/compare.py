@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -12,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import _validate, methods
+from jaxunlearn import _validate, artefacts, methods
 from jaxunlearn.cli import _comparison, _data, _errors, _flags, _output, _process, _resume, _run
 from jaxunlearn.cli._comparison import FACTORS, Entry
 
-BEFORE, RUNS = "before.json", "runs"
+BEFORE, RUNS, PICTURE = "before.json", "runs", "compare.png"
 DESCRIPTION = (
     "Run several methods on one forget set, each run in a process of its own; print one table, draw one picture. "
     "Stopped, the same command goes on where it was; more methods, seeds or trials may be asked of the same folder."
@@ -63,7 +64,8 @@ def _compare(args: argparse.Namespace, out: Path, command: str) -> int:
         _errors.say(f"interrupted; what is done is kept in {out}, the same command goes on")
         return _process.interrupted()
     shutil.rmtree(out / _comparison.KEPT, ignore_errors=True)
-    rows = _write(out, about, facts, groups, chosen, left_out, command)
+    with _errors.writing(out):
+        rows = _write(out, about, facts, groups, chosen, left_out, command)
     if not args.json:
         _show(out, rows, left_out)
     elif groups:
@@ -135,6 +137,8 @@ def _check(args: argparse.Namespace) -> None:
         raise _errors.UserError("--weights is missing: a file of weights, or the folder of a checkpoint or run")
     if args.target is not None and args.goal != "relabel":
         raise _errors.UserError("--target is for --goal relabel")
+    if args.public and args.inversion:
+        raise _errors.UserError("give --public or --inversion, not both: images of yours take the place of made ones")
     _run.check_apart(args)
 
 
@@ -142,7 +146,7 @@ def _entries(given: str | None) -> list[Entry]:
     """Return the methods asked for, by default all that need no more than the model and the forget set."""
     if given is None:
         return [Entry.parse(name) for name, spec in methods.all_specs().items() if "retain" not in spec.needs]
-    texts = given.split(",")
+    texts = _comparison.split(given)
     _validate.unique("--methods", texts)
     return [Entry.parse(text) for text in texts]
 
@@ -152,6 +156,8 @@ def _facts(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(20, "is not a folder", str(out))
     kept = out / BEFORE
+    for left in (*out.glob(f".{BEFORE}.*.part"), *(out / RUNS).glob(".*.part")):  # of a process that was killed
+        left.unlink()
     if not kept.exists():
         if out.exists() and any(out.iterdir()):
             raise FileExistsError(17, "exists and holds no comparison: choose another folder", str(out))
@@ -182,7 +188,8 @@ def _sorted_out(
         if args.goal not in entry.spec.goals:
             left_out[entry.label] = f"cannot pursue the goal {args.goal}"
         elif missing:
-            left_out[entry.label] = f"needs {', '.join(missing)}"
+            kinds = artefacts.KINDS
+            left_out[entry.label] = "needs " + "; ".join(f"{n}: {kinds[n]}" if n in kinds else n for n in missing)
         else:
             fit.append(entry)
     return fit, left_out
@@ -204,7 +211,7 @@ def _about(facts: Mapping[str, Any], args: argparse.Namespace) -> list[tuple[str
 
 def _planned(entry: Entry, args: argparse.Namespace) -> int:
     """Return how many runs and trials a method takes."""
-    return args.seeds + (args.trials if _tunable(entry, args) else 0)
+    return args.seeds + (len(entry.factors(args.trials)) if _tunable(entry, args) else 0)
 
 
 def _tunable(entry: Entry, args: argparse.Namespace) -> bool:
@@ -230,6 +237,7 @@ class _Runs:
                     f"{self.done + 1} of {self.planned}: {what} of {entry.label}, seed {seed}{strength}",
                     file=sys.stderr,
                 )
+            _run.try_to_write(self.folder)  # now, not after hours
             work = _comparison.trial if trial else _comparison.run
             found = _comparison.in_process(work, self.args, path, entry, seed, factor, self.facts)
         self.done += 1
@@ -250,12 +258,12 @@ def _tuned(entry: Entry, runs: _Runs, args: argparse.Namespace, chosen: dict[str
     if not _tunable(entry, args):
         return 1.0
     tried = {}
-    for factor in FACTORS[: args.trials]:
+    for factor in entry.factors(args.trials):
         trial = runs.get(entry, 0, factor, trial=True)
         tried[factor] = (trial["forgotten"], trial["agreement"]["agreement"])
     best = max(tried, key=lambda factor: tried[factor])
-    value = getattr(entry.config(best), entry.spec.strength)
-    chosen[entry.label] = f"{entry.spec.strength} {value:g} (default times {best:g})"
+    value, base = (getattr(entry.config(factor), entry.spec.strength) for factor in (best, 1.0))
+    chosen[entry.label] = f"{entry.spec.strength} {value:g} ({base:g} times {best:g})"
     return best
 
 
@@ -273,11 +281,12 @@ def _write(
 
     rows = comparison.table(facts, groups)
     pictures = {}
-    title = f"{len(facts['ids'])} instances of {facts['data']} forgotten by {facts['arch'] or 'the network'}"
+    k = len(facts["ids"])
+    title = f"{k} instance{'s' * (k > 1)} of {facts['data']} forgotten by {facts['arch'] or 'the network'}"
     figure = comparison.picture(facts, groups, title)
     if figure is not None:
-        figures.save(out / "compare.png", figure)
-        pictures["compare.png"] = "Accuracy against depth, one dot a method; further right is deeper, higher is better"
+        figures.save(out / PICTURE, figure)
+        pictures[PICTURE] = "Accuracy against depth, one dot a method; further right is deeper, higher is better"
     page = comparison.page(title, about, rows, chosen, left_out, pictures, command)
     (out / "compare.md").write_text(page, encoding="utf-8", errors="backslashreplace")
     summary = {"command": command, "before": dict(facts), "left_out": dict(left_out), "chosen": dict(chosen)}
@@ -311,7 +320,7 @@ def _show(out: Path, rows: Sequence[tuple[str, ...]], left_out: Mapping[str, str
     """Print the table."""
     print()
     # Ranges and intervals are in compare.md: a terminal has no room for them, nor for a column of one word.
-    short = [tuple(cell.split(" (")[0].split(" [")[0] for cell in row) for row in rows]
+    short = [(row[0], *(re.sub(r" (\(.*?\)|\[.*?\])", "", cell) for cell in row[1:])) for row in rows]
     saw = {row[-1] for row in short[2:]}
     if len(saw) == 1:
         _output.table([row[:-1] for row in short])
@@ -322,4 +331,5 @@ def _show(out: Path, rows: Sequence[tuple[str, ...]], left_out: Mapping[str, str
     for name, why in left_out.items():
         _output.line(f"not in the table: {name}: {why}")
     print()
-    _output.line(f"{out}: open compare.md; compare.json, compare.png and one file a run lie beside it.")
+    picture = ", compare.png" * (out / PICTURE).exists()
+    _output.line(f"{out}: open compare.md; compare.json{picture} and one file a run lie beside it.")
