@@ -496,6 +496,15 @@ def test_a_label_that_is_gone_is_not_the_one_asked_for_and_what_diverged_is_told
         assert "* **D_f**: " in page
 
 
+def test_globs_do_not_become_italics():
+    label, why = "minimal-edit:layers=conv1*,x|y*", "no parameter matches '*_*'"
+    rows = [("", "D_f %", "saw"), (label, "0.00", "nothing else")]
+    page = comparison.page("t", [], rows, {label: "damping 1"}, {label: why}, {}, "c")
+    assert "\n| minimal-edit:layers=conv1\\*,x\\|y\\* | 0.00 | nothing else |\n" in page
+    assert "\n* minimal-edit:layers=conv1\\*,x|y\\*: damping 1\n" in page
+    assert "\n* minimal-edit:layers=conv1\\*,x|y\\*: no parameter matches '\\*\\_\\*'\n" in page
+
+
 def test_the_table_says_what_training_time_gave():
     from jaxunlearn.job import work
     from jaxunlearn.testing import tiny_problem

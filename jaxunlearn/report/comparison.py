@@ -130,7 +130,12 @@ def page(
     lines += [f"* **{name}**: {words.literal(value)}" for name, value in facts]
     lines += ["", _markdown(rows), ""]
     if left_out:
-        lines += ["Not in the table:", "", *(f"* {name}: {why}" for name, why in left_out.items()), ""]
+        lines += [
+            "Not in the table:",
+            "",
+            *(f"* {words.literal(f'{name}: {why}')}" for name, why in left_out.items()),
+            "",
+        ]
     for file, caption in pictures.items():
         lines += [f"![{caption}]({file})", "", caption, ""]
     if chosen:
@@ -138,7 +143,7 @@ def page(
             "Strengths, of the same number of trials on the first seed that which forgets most and then agrees best:"
         ]
         lines += [""]
-        lines += [*(f"* {name}: {value}" for name, value in chosen.items()), ""]
+        lines += [*(f"* {words.literal(name)}: {value}" for name, value in chosen.items()), ""]
     lines += ["What the columns say, mean over seeds (range):", ""]
     shown = {name.removesuffix(" %") for name in rows[0]}
     lines += [f"* **{name}**: {meaning}" for name, meaning in MEANING.items() if name in shown]
@@ -146,7 +151,8 @@ def page(
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    escaped = [[words.literal(cell).replace("|", "\\|") if n == 0 else cell for n, cell in enumerate(r)] for r in rows]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([lines[0], f"|---|{'---:|' * (len(rows[0]) - 2)}---|", *lines[1:]])
 
 
