@@ -199,7 +199,7 @@ def asked(args: argparse.Namespace) -> dict[str, Any]:
 def _same(request: _run.Request, offered: Mapping[str, Artefact]) -> dict[str, Any]:
     """Return what every run must find again: names of files stay where their content does not."""
     forget, ids = request.forget(), request.source.ids[request.rows].tolist()
-    other = {kind: dict(artefact.arrays) for kind, artefact in offered.items()}
+    other: dict[str, Any] = {kind: dict(artefact.arrays) for kind, artefact in offered.items()}
     other |= {} if request.public is None else {"public": request.public}
     return {
         "model_digest": _tree.model_digest(request.model),

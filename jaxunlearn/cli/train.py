@@ -41,7 +41,7 @@ exit status: 0 done; 2 wrong input or training that diverged; 130 interrupted, t
 example:
   jaxunlearn train --arch digits_cnn --data digits --codes 0.2 --out runs/digits
   jaxunlearn unlearn --weights runs/digits --data digits --forget class:3 --method mnemonic \\
-      --artefact runs/digits/codes.safetensors --out runs/without-3
+      --artefact runs/digits/codes.safetensors --lambda1 0.001 --lambda2 10 --out runs/without-3
 """
 
 
