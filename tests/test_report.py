@@ -196,7 +196,7 @@ def quick(monkeypatch):
 
 def test_an_earlier_run_is_replaced_only_when_asked(tmp_path, quick):
     report.write_run(tmp_path / "run", make(seed=1))
-    with pytest.raises(FileExistsError, match=r"run holds an earlier run: choose another output folder or ask to over"):
+    with pytest.raises(FileExistsError, match=r"run holds an earlier run: choose another output folder or --over"):
         report.write_run(tmp_path / "run", make(seed=2))
     (tmp_path / "run" / "of-the-old-run").touch()
     report.write_run(tmp_path / "run", make(seed=2), overwrite=True)
