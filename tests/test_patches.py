@@ -338,3 +338,31 @@ def test_touching_regions_are_right_only_outside_the_later_tube():
     x = np.array([[0.5], [0.89], [0.95], [0.99], [1.5], [2.2], [-0.2]], np.float32)
     h = np.asarray(wrapper.patched(own, jnp.zeros((7, 1)), x))[:, 0]
     np.testing.assert_allclose(h, [1, 1, 0.5, -0.7, -1, 0, 0], atol=1e-5)
+
+
+def test_a_bound_holds_whatever_the_solver_returns(monkeypatch):
+    """Its tolerance is 1e-7, and it may stop before it is there."""
+    polytope, rng = toy_region()[2].polytope, np.random.RandomState(0)
+    corners = vertices(polytope, polytope.centre()[0])
+
+    def stops_early(*args, **kwargs):
+        found = linprog(*args, **kwargs)
+        found.x = polytope.centre()[0] if len(found.x) == 2 else found.x
+        found.ineqlin.marginals = found.ineqlin.marginals + 0.1 * rng.randn(len(polytope.offsets))
+        return found
+
+    monkeypatch.setattr("jaxunlearn.patches.polytope.linprog", stops_early)
+    for direction in rng.randn(20, 2):
+        assert polytope.at_most(direction, -np.inf) >= (corners @ direction).max() - 1e-12
+
+
+def test_a_layer_of_a_small_scale_bounds_its_pieces_too():
+    def apply_fn(params, model_state, x, *, train=False, rngs=None):
+        late = 1e9 * (1e9 * jax.nn.relu(params["w"] * (x - 0.999)))
+        return late + jax.nn.relu(x - 0.25), model_state
+
+    spec = ModelSpec(num_classes=1, input_shape=(1,))
+    model = Model(params={"w": np.float32(1e-13)}, model_state={}, apply_fn=apply_fn, spec=spec)
+    region = region_of(model, np.array([0.5])).polytope
+    assert region.largest(np.ones(1))[0] == pytest.approx(0.999)
+    assert -region.largest(-np.ones(1))[0] == pytest.approx(0.25)

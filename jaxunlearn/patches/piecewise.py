@@ -136,8 +136,11 @@ def _signs(model: Model, point: np.ndarray) -> _Signs:
     if logits.dtype != np.float64:
         raise ValueError(f"the network computes in {logits.dtype} whatever its weights are; exact regions need float64")
     size = np.linalg.norm(by_value, axis=1)
-    # A value without slope does not change on the piece, nor does one that is never told from zero.
-    real = size > 1e-12 * max(size.max(initial=0.0), 1.0)
+    # A value without slope does not change on the piece. A slope that is small beside the others may be rounding, or
+    # the scale of its layer: it has a face unless it cannot take its value to zero within the box.
+    low, high = model.spec.box
+    reach = (1 + 1e-6) * (high - low) * np.abs(by_value).sum(axis=1)
+    real = (size > 1e-12 * max(size.max(initial=0.0), 1.0)) | ((size > 0) & (np.abs(values) <= reach))
     size, values, by_value = size[real], values[real], by_value[real]
     signs = np.where(values < 0, -1.0, 1.0)
     return _Signs(point, -by_value * (signs / size)[:, None], np.abs(values) / size, logits, slope)

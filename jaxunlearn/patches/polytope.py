@@ -56,9 +56,21 @@ class Polytope:
         return float(direction @ found.x), found.x
 
     def at_most(self, direction: np.ndarray, limit: float) -> float:
-        """Return the largest ``direction x``, or a bound on it that is cheap and not above the limit."""
+        """Return a bound on the largest ``direction x``: tight, or cheap and not above the limit.
+
+        It is sound whatever the tolerance of the linear programme: for all multipliers w >= 0 the largest value
+        is no more than ``w offsets`` and the largest of ``direction - w normals`` on the box (weak duality).
+        """
         bound = float(self.over_box(direction[None])[0])
-        return bound if bound <= limit else self.largest(direction)[0]
+        if bound <= limit or not len(self.offsets):
+            return bound
+        found = linprog(
+            -direction, self.normals, self.offsets, bounds=np.stack([self.low, self.high], axis=1), method="highs"
+        )
+        if found.x is None:
+            return bound
+        w = np.maximum(-found.ineqlin.marginals, 0)
+        return min(bound, float(w @ self.offsets + self.over_box((direction - w @ self.normals)[None])[0]))
 
     def over_box(self, directions: np.ndarray) -> np.ndarray:
         """Return a bound on the largest of each direction, (k,): its largest value on the box alone."""

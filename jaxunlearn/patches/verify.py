@@ -36,13 +36,15 @@ class Verdict(NamedTuple):
 
     Attributes:
       checks: one of each kind.
-      certified, regions: regions whose label is promised, and all.
+      certified, points, regions: regions whose label is promised, those whose label was checked at one point
+        only, and all; of the rest nothing is said, a later group lies over their points.
       shared: the share of sampled points of certified regions that lie in the support or tube of a later
         group, so that nothing is promised for them.
     """
 
     checks: list[Check]
     certified: int
+    points: int
     regions: int
     shared: float
 
@@ -71,14 +73,7 @@ def verify(certificate: Certificate, inside: Model, *, samples: int = 100, seed:
     Raises:
       ValueError: the certificate is of another network.
     """
-    digest = _tree.model_digest(inside)
-    if digest != certificate.model_digest:
-        raise ValueError(
-            f"the certificate was made for another network: its digest is {certificate.model_digest[:16]}..., "
-            f"this one's {digest[:16]}..."
-        )
-    if tuple(inside.spec.box) != tuple(certificate.box) or inside.spec.num_classes != certificate.wrapper.num_classes:
-        raise ValueError("the certificate was made for another network: its inputs or classes differ")
+    _check_network(certificate, inside)
     rng = np.random.RandomState(seed)
     parts = []
     for number, promised in enumerate(certificate.certified):
@@ -93,7 +88,27 @@ def verify(certificate: Certificate, inside: Model, *, samples: int = 100, seed:
     checks.append(_same_bits(certificate, inside, rng))
     taken = [part["samples"][1] for part in parts if "samples" in part]
     certified = int(np.sum(certificate.certified))
-    return Verdict(checks, certified, len(parts), float(np.mean(taken)) if taken else 0.0)
+    points = sum("point" in part for part in parts)
+    return Verdict(checks, certified, points, len(parts), float(np.mean(taken)) if taken else 0.0)
+
+
+def _check_network(certificate: Certificate, inside: Model) -> None:
+    """Raise a ValueError unless the certificate is of this network."""
+    digest = _tree.model_digest(inside)
+    if digest != certificate.model_digest:
+        raise ValueError(
+            f"the certificate was made for another network: its digest is {certificate.model_digest[:16]}..., "
+            f"this one's {digest[:16]}..."
+        )
+    if tuple(inside.spec.box) != tuple(certificate.box) or inside.spec.num_classes != certificate.wrapper.num_classes:
+        raise ValueError("the certificate was made for another network: its inputs or classes differ")
+    of_inputs = certificate.wrapper.space == "input"
+    n = int(np.prod(inside.spec.input_shape)) if of_inputs else len(wrappers.head_map(inside)[0])
+    if n != certificate.wrapper.dim:
+        what = "inputs have" if of_inputs else "head is given"
+        raise ValueError(
+            f"the certificate was made for another network: {certificate.wrapper.dim} values, this one's {what} {n}"
+        )
 
 
 def confirmed(certificate: Certificate, inside: Model, regions: np.ndarray, *, samples: int = 30) -> np.ndarray:
@@ -142,18 +157,21 @@ def _region(
     kept = polytope.contains(u)
     z, u = z[kept], u[kept]
     before, after, supports = _logits(certificate, inside, z)
-    off_by = _rounding(certificate, inside, group, before - (u @ slope.T + shift))
-    spec = affine.label_is(target, len(shift))
-    lead = -np.inf
-    for row in spec.rows:
+    largest = np.maximum(polytope.over_box(slope) + shift, polytope.over_box(-slope) - shift)
+    off_by = _rounding(certificate, inside, group, before - (u @ slope.T + shift), largest)
+    leads = []
+    for row in affine.label_is(target, len(shift)).rows:
         rest = float(row @ (shift + change[1]) + np.abs(row) @ off_by)
-        lead = max(lead, rest + polytope.at_most(row @ (slope + change[0]), -rest))
+        # A bound below 0 is good enough; 0 may be a tie.
+        leads.append(rest + polytope.at_most(row @ (slope + change[0]), np.nextafter(-rest, -np.inf)))
+    lead = float(np.max(leads, initial=-np.inf))  # NaN if one is
     size = affine.size_of(*change, [polytope], tau) - tau
     later = supports[:, certificate.group > group].max(axis=1, initial=0) > 0
-    good = (supports[:, number] == 1) & ((after.argmax(axis=1) == target) | later)
+    right = (after.argmax(axis=1) == target) & np.isfinite(after).all(axis=1)
+    good = (supports[:, number] == 1) & (right | later)
     return {
-        "piece": (out <= TINY, out),
-        "label": (lead <= 0, lead),
+        "piece": (out <= 0, out),
+        "label": (lead < 0, lead),
         "size": (size <= TINY * max(tau, 1), size),
         "samples": (bool(good.all()) and len(z) > samples // 2, float(later.mean()) if len(z) else 1.0),
         "beyond the tube": _beyond(certificate, number, polytope, u, rng),
@@ -184,18 +202,27 @@ def _out_of_piece(certificate: Certificate, inside: Model, number: int, polytope
         nearest = (piece.normals @ polytope.normals.T).argmax(axis=1)
         gap = np.abs(piece.normals - polytope.normals[nearest]) @ certificate.reach[certificate.group[number]]
         out = np.minimum(out, polytope.offsets[nearest] + gap - piece.offsets)
-    for row in np.flatnonzero(out > TINY):  # implied by several rows together, or not at all
-        out[row] = polytope.largest(piece.normals[row])[0] - piece.offsets[row]
+    for row in np.flatnonzero(out > 0):  # implied by several rows together, or not at all
+        out[row] = polytope.at_most(piece.normals[row], -np.inf) - piece.offsets[row]
     return float(out.max(initial=0.0))
 
 
-def _rounding(certificate: Certificate, inside: Model, group: int, seen: np.ndarray) -> np.ndarray:
-    """Return a bound on how far each served logit is from exact arithmetic on the regions of a group, (C,)."""
+def _rounding(
+    certificate: Certificate, inside: Model, group: int, seen: np.ndarray, largest: np.ndarray
+) -> np.ndarray:
+    """Return a bound on how far each served logit is from exact arithmetic on the regions of a group, (C,).
+
+    Args:
+      certificate, inside, group: which.
+      seen: by how far logits without the patch were off at sampled inputs, (batch, C).
+      largest: bounds of the logits without the patch, (C,).
+    """
     own, reach, off = certificate.own, certificate.reach[group], certificate.off[group]
     maps, shifts = (np.asarray(own[name][group], np.float64) for name in ("maps", "shifts"))
     change = rounding.of_rows(maps, shifts, reach, off)
     if certificate.wrapper.space == "input":
-        return change + 2 * np.abs(seen).max(axis=0, initial=0.0)
+        # The last share is that of the sum of both.
+        return change + 2 * np.abs(seen).max(axis=0, initial=0.0) + rounding.EPS * largest
     kernel, bias = (np.asarray(part, np.float64) for part in wrappers.head_map(inside))
     return change + rounding.of_head(
         kernel, bias, np.abs(own["origin"]) + reach @ np.abs(np.asarray(certificate.inverse))
@@ -204,12 +231,13 @@ def _rounding(certificate: Certificate, inside: Model, group: int, seen: np.ndar
 
 def _served(certificate: Certificate, u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return float32 inputs or features near coordinates, and their exact coordinates."""
-    if certificate.wrapper.space == "input":
-        z = u.astype(np.float32)
-        return z, z.astype(np.float64)
-    origin, basis = certificate.own["origin"], certificate.own["basis"]
-    z = (np.asarray(origin, np.float64) + u @ certificate.inverse).astype(np.float32)
-    return z, coordinates(z, origin, basis)
+    with np.errstate(over="ignore", invalid="ignore"):  # far beyond a wide tube there is no float32
+        if certificate.wrapper.space == "input":
+            z = u.astype(np.float32)
+            return z, z.astype(np.float64)
+        origin, basis = certificate.own["origin"], certificate.own["basis"]
+        z = (np.asarray(origin, np.float64) + u @ certificate.inverse).astype(np.float32)
+        return z, coordinates(z, origin, basis)
 
 
 def _logits(certificate: Certificate, inside: Model, z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -246,6 +274,8 @@ def _beyond(
     width = 1 / float(own["sharpness"]) + 4 * np.concatenate([slack, off, off])
     normals = np.concatenate([polytope.normals, np.eye(wrapper.dim), -np.eye(wrapper.dim)])
     count = len(width) if wrapper.boxed else rows  # the box of the inputs is not part of a support
+    if not count:  # the whole box of the inputs
+        return True, 0.0
     which = rng.randint(count, size=len(u))
     inside = polytope.slacks(u)[np.arange(len(u)), which]
     moved = u + ((inside + width[which] * rng.choice(BEYOND, size=len(u)))[:, None] * normals[which])
@@ -271,8 +301,15 @@ def _same_bits(certificate: Certificate, inside: Model, rng: np.random.RandomSta
     detail = f"{int(free.sum())} of {len(x)} random inputs lie outside all supports; their logits "
     detail += "have the same bits" if same else "do not have the same bits"
     if certificate.wrapper.space == "features":
-        slope, shift = certificate.logits(inside, 0)
-        apart = float(np.abs(before - (u @ slope.T + shift)).max())
-        holds &= apart <= 1e-3 * max(1.0, float(np.abs(before).max()))
-        detail += f"; the head's affine map differs from the logits by {apart:.2g}"
+        kernel, bias = (np.asarray(part, np.float64) for part in wrappers.head_map(inside))
+        logits, at = (np.asarray(part, np.float64) for part in _heads(inside, x))
+        apart = np.abs(logits - (at @ kernel + bias))
+        holds &= bool((apart <= [rounding.of_head(kernel, bias, row) for row in np.abs(at)]).all())
+        detail += f"; the head's affine map differs from the logits by {apart.max():.2g}"
     return Check("outside", holds, detail)
+
+
+@jax.jit
+def _heads(inside: Model, x: Array) -> tuple[Array, Array]:
+    """Return logits and, from the same pass, the features."""
+    return inside(x), wrappers.features(inside, x)
