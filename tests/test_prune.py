@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn import artefacts, inference, loop, methods, patches, wrappers
+from jaxunlearn import _tree, artefacts, inference, loop, methods, patches, wrappers
 from jaxunlearn._types import Batch, Model, ModelSpec, Problem
 from jaxunlearn.adapters import from_linen
 from jaxunlearn.methods import _prune_choice as choice, _prune_versions as versions
@@ -443,6 +443,135 @@ def test_what_is_no_certificate_is_refused(change, message):
         patches.Certificate.from_artefact(dataclasses.replace(artefact, **change))
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("targets", lambda v: v + 99, r"targets must be labels from 0 to 3; got \[1"),
+        ("targets", lambda v: v * 0 - 1, "targets must be labels from 0 to 3"),
+        ("targets", lambda v: v + 0.5, "targets has dtype float64"),
+        ("certified", lambda v: v * np.nan, "certified has dtype float"),
+        ("taus", lambda v: v * np.inf, "NaN or infinity in taus"),
+        ("points", lambda v: v * 1j, "points has dtype complex"),
+        ("patch/maps", lambda v: v * np.float32(np.nan), "NaN or infinity in maps"),
+        ("patch/shifts", lambda v: v.astype(np.float64), "shifts has dtype float64, not float32"),
+        ("patch/sharpness", lambda v: v * 0, "sharpness must be above 0; got 0"),
+        ("patch/bounds", lambda v: -v, "bounds must be above 0; got -"),
+        ("patch/basis", lambda v: v * 0, "its basis has no inverse"),
+    ],
+)
+def test_numbers_that_no_certificate_has_are_refused(name, change, message):
+    artefact = boxes()[0].extras["artefacts"][0]
+    changed = dataclasses.replace(artefact, arrays={**artefact.arrays, name: change(np.array(artefact.arrays[name]))})
+    with pytest.raises(ValueError, match=message):
+        patches.verify(patches.Certificate.from_artefact(changed), small(), samples=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rows": 3.0}, "rows must be an integer of at least 0; got 3.0"),
+        ({"boxed": 1}, "boxed must be true or false; got 1"),
+        ({"boxed": False}, "regions of features have boxes"),
+    ],
+)
+def test_a_shape_that_no_patch_has_is_refused(change, message):
+    artefact = boxes()[0].extras["artefacts"][0]
+    meta = {**artefact.meta, "patch": {**artefact.meta["patch"], **change}}
+    with pytest.raises(ValueError, match=message):
+        patches.Certificate.from_artefact(dataclasses.replace(artefact, meta=meta))
+
+
+def test_a_label_of_no_number_is_no_label():
+    """NumPy and JAX call a NaN the largest logit."""
+    artefact = boxes()[0].extras["artefacts"][0]
+    maps = np.array(artefact.arrays["patch/maps"])
+    for group, target in enumerate(artefact.arrays["targets"]):
+        maps[group, target] = np.nan
+    meta = {**artefact.meta, "patch": {**artefact.meta["patch"], "rows": 0}}
+    changed = dataclasses.replace(artefact, arrays={**artefact.arrays, "patch/maps": maps}, meta=meta)
+    with pytest.raises(ValueError, match="NaN or infinity in maps"):
+        patches.Certificate.from_artefact(changed)
+
+
+def test_a_network_of_other_sizes_is_named():
+    certificate = boxes()[1]
+    digest = _tree.model_digest(dense())
+    with pytest.raises(ValueError, match="no features to look at|no head with a kernel"):
+        patches.verify(dataclasses.replace(certificate, model_digest=digest), dense())
+    digest = _tree.model_digest(small())
+    with pytest.raises(ValueError, match="another network: 4 values, this one's inputs have 64"):
+        patches.verify(dataclasses.replace(pieces()[1], model_digest=digest), small())
+
+
+def faced(apply_fn, params, classes) -> Model:
+    """Return a network of two inputs with a face at x1 = 0.1 besides its own."""
+
+    def whole(params, model_state, x, *, train=False, rngs=None):
+        return apply_fn(params, x) + 0.001 * jax.nn.relu(x[:, 1:] - 0.1), model_state
+
+    spec = ModelSpec(num_classes=classes, input_shape=(2,))
+    return Model(params=params, model_state={}, apply_fn=whole, spec=spec)
+
+
+def test_a_region_a_hair_too_large_fails():
+    """Beyond the face a steep network is soon elsewhere: within 1e-7 of it there are inputs in float32."""
+    steep = lambda p, x: p["b"][None] + jax.nn.relu(x[:, :1] - 0.01) * p["w"][None]  # noqa: E731
+    b, w = np.float32([1, 0.5, 0]), np.float32([-1e9, -2e9, 1e9])
+    model = faced(steep, {"b": b, "w": w}, 3)
+    _, certificate = forget(model, np.float32([[0.005, 0.4]]))
+    assert certificate.certified.all()
+    assert patches.verify(certificate, model).holds
+    face = np.abs(certificate.own["normals"][0, :, 0]).argmax()
+    offsets = certificate.own["offsets"].copy()
+    offsets[0, face] += np.float32(9e-8)
+    wider = tampered(certificate, offsets=lambda v: offsets)
+    x = np.float32([[np.float32(0.01) + np.float32(5e-8), 0.4]])
+    assert wider.labels(model, x) != inference.logits(wider.model(model), x).argmax()
+    assert "piece" in {check.name for check in patches.verify(wider, model).checks if not check.holds}
+
+
+def test_logits_too_large_for_the_margin_promise_nothing():
+    """Their sum with the patch's change rounds a lead of 0.1 to a tie."""
+    model = faced(lambda p, x: p["b"][None] + 0 * x[:, :1], {"b": np.float32([2**22, 2**22 + 1, 0])}, 3)
+    result, certificate = forget(model, np.float32([[0.3, 0.4]]), rounds=1)
+    assert inference.logits(result.model, np.float32([[0.3, 0.4]]))[0, :2].tolist() == [2**22 + 0.5] * 2
+    assert not certificate.certified.any()
+
+
+def test_a_tie_is_no_promise():
+    certificate, model = boxes()[1], small()
+    params = {**model.params, "head": jax.tree.map(jnp.zeros_like, model.params["head"])}
+    level = model.replace(params=params)
+    nothing = tampered(certificate, maps=lambda v: 0 * v, shifts=lambda v: 0 * v, targets=lambda v: 0 * v)
+    nothing = dataclasses.replace(nothing, model_digest=_tree.model_digest(level))
+    found = patches.verify(nothing, level, samples=20)
+    assert {check.name for check in found.checks if not check.holds} == {"label"}
+
+
+def test_logits_that_are_not_quite_the_heads_fail():
+    """Less than a thousandth of the logits, and more than the margin."""
+    bent = small().replace(apply_fn=lambda p, s, x, *, train=False, rngs=None: (small().apply_fn(p, s, x)[0] * 1.0005, s))
+    certificate = dataclasses.replace(boxes()[1], model_digest=_tree.model_digest(bent))
+    verdict = patches.verify(certificate, bent, samples=20)
+    assert {check.name for check in verdict.checks if not check.holds} == {"outside"}
+
+
+def test_a_point_under_a_later_group_is_not_counted():
+    certificate = pieces()[1]
+    none = np.zeros(len(certificate.points), bool)
+    over = dataclasses.replace(tampered(certificate, points=lambda v: v[-1:].repeat(len(v), 0)), certified=none)
+    verdict = patches.verify(over, dense(), samples=10)
+    assert (verdict.certified, verdict.points, verdict.regions) == (0, 1, len(none))
+
+
+def test_far_in_a_wide_tube_the_patch_is_switched_off():
+    """The change is within K on the tube, too, so that it does not begin with a jump."""
+    _, certificate = forget(small(), images(6), space="features", gamma=0.5)
+    own = {name: np.asarray(value, np.float64) for name, value in certificate.own.items()}
+    corners = np.where(np.sign(own["maps"][0]) > 0, own["high"].max(axis=0) + 2, own["low"].min(axis=0) - 2)
+    assert (np.abs(np.einsum("cn,cn->c", own["maps"][0], corners) + own["shifts"][0]) <= own["bounds"][0]).all()
+
+
 def test_mistakes_are_one_line():
     curved = of(jnp.tanh, classes=4)
     x = np.full((1, 4), 0.5, np.float32)
@@ -455,9 +584,15 @@ def test_mistakes_are_one_line():
         (curved, {"space": "input"}, "space 'input' is not for this network: .*'tanh'; use 'features'"),
         (dense(), {"space": "features"}, "space 'features' needs a network that names its head and has taps$"),
     ]
+    line = faced(lambda p, x: x @ p["w"], {"w": np.float32([[1, -1], [0, 1]])}, 2)
+    flat = line.replace(apply_fn=lambda p, s, x, *, train=False, rngs=None: (x @ p["w"], s))
+    far = line.replace(spec=dataclasses.replace(line.spec, box=(0.2, 1.0)))
     for model, changes, message in cases:
         with pytest.raises(ValueError, match=message):
             forget(model, x, **changes)
+    for model in (flat, far):
+        with pytest.raises(ValueError, match="the network is linear.*so that a patch.* would change every answer"):
+            forget(model, x[:, :2], space="input")
     bent = small().replace(apply_fn=lambda p, s, x, *, train=False, rngs=None: (jnp.tanh(small()(x)), s))
     with pytest.raises(ValueError, match="the logits are not the head's affine map of its input"):
         forget(bent, images(1), space="features")

@@ -130,6 +130,11 @@ def around_pieces(
     for point, piece in zip(points, pieces, strict=True):
         box = np.full(n, low), np.full(n, high)
         whole = Polytope(piece.normals, piece.offsets, *box).trimmed()
+        if not len(whole.offsets):
+            raise ValueError(
+                "the network is linear on all inputs, so that a patch in space 'input' would change every answer; "
+                "use 'features'"
+            )
         rows = rounding.serve_rows(whole.normals, whole.offsets, reach, off)
         own = {name: value[None] for name, value in rows.items()}
         (proved,) = _polytopes(_wrapper("input", own, len(piece.shift)), own, model)
@@ -160,7 +165,7 @@ def join(groups: Sequence[Group], model: Model, frame: Frame | None) -> tuple[Pa
     """Return one ordered patch of groups, later ones over earlier ones.
 
     ``K`` bounds the change from each group to the next on the whole of the input box, or on
-    the smallest box around all regions in the features, with room for rounding.
+    the smallest box around all regions and their tubes in the features, with room for rounding.
     """
     rows = max(group.own["normals"].shape[1] for group in groups)
     own: dict[str, np.ndarray] = {}
@@ -174,7 +179,8 @@ def join(groups: Sequence[Group], model: Model, frame: Frame | None) -> tuple[Pa
     low, high = (np.full(own["maps"].shape[-1], side) for side in model.spec.box)
     if frame is not None:
         own |= frame._asdict()
-        low, high = own["low"].min(axis=0), own["high"].max(axis=0)
+        tube = 1 / float(own["sharpness"])
+        low, high = own["low"].min(axis=0) - tube, own["high"].max(axis=0) + tube
     steps = [np.diff(own[name].astype(np.float64), axis=0, prepend=0) for name in ("maps", "shifts")]
     middle, half = (high + low) / 2, (high - low) / 2
     largest = np.abs(steps[0] @ middle + steps[1]) + np.abs(steps[0]) @ half

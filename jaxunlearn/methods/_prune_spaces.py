@@ -27,6 +27,7 @@ def choose(model: Model, space: str) -> str:
     if space in ("auto", "input"):
         try:
             size = patches.count_conditions(model) * n
+            why = "" if size else "the network is linear, so that a patch would change every answer"
         except patches.NotPiecewiseLinearError as error:
             why = str(error)
         if not why and size <= (SMALL if space == "auto" else LARGEST):

@@ -260,7 +260,6 @@ class Prune:
         about = {
             "recipe": None if recipe is None else json.loads(recipe.to_json()),
             "goal": state.goal,
-            "statement": _STATEMENT[state.wrapper.space],
             "config": dataclasses.asdict(self.config),
         }
         found = dataclasses.replace(found, about=about, model_digest=_tree.model_digest(state.model))
@@ -323,13 +322,6 @@ class Prune:
             boxes = where.at[chosen] - radius, where.at[chosen] + radius
         frame = Frame(*(np.asarray(part, np.float32) for part in where.frame))
         return [groups_.around_boxes(state.model, frame, boxes, where.at[chosen], said, target, **settings)]
-
-
-_STATEMENT = {
-    "input": "every input in a certified region, outside the supports of later groups, gets the target's label",
-    "features": "every input whose features lie in a certified region, outside the supports of later groups, gets the "
-    "target's label",
-}
 
 
 def _real(batch: Batch) -> Batch:

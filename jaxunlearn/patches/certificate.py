@@ -27,8 +27,16 @@ from jaxunlearn.wrappers import Patch
 
 KIND, VERSION = "certificate", 1
 _FACTS = ("targets", "taus", "points", "certified")
+#: Kinds of NumPy's dtypes that these may have.
+_KINDS = {"targets": "iu", "taus": "f", "points": "f", "certified": "b"}
 #: Inputs whose features are computed at a time.
 BATCH = 64
+#: Space -> what is promised.
+STATEMENTS = {
+    "input": "every input in a certified region, outside the supports of later groups, gets the target's label",
+    "features": "every input whose features lie in a certified region, outside the supports of later groups, gets the "
+    "target's label",
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,8 +80,21 @@ class Certificate:
 
     @functools.cached_property
     def inverse(self) -> np.ndarray | None:
-        """The inverse of the basis, or None where coordinates are the inputs themselves."""
-        return np.linalg.inv(np.asarray(self.own["basis"], np.float64)) if "basis" in self.own else None
+        """The inverse of the basis, or None where coordinates are the inputs themselves.
+
+        Raises:
+          ValueError: there is none, or none that float64 can tell.
+        """
+        if "basis" not in self.own:
+            return None
+        basis = np.asarray(self.own["basis"], np.float64)
+        try:
+            inverse = np.linalg.inv(basis)
+        except np.linalg.LinAlgError:
+            inverse = np.zeros_like(basis)
+        if not np.abs(basis @ inverse - np.eye(len(basis))).max() < 1e-9:
+            raise ValueError("the certificate is of no use: its basis has no inverse")
+        return inverse
 
     @functools.cached_property
     def away(self) -> np.ndarray:
@@ -180,18 +201,41 @@ class Certificate:
             wrapper = Patch(**{**artefact.meta["patch"], "members": tuple(artefact.meta["patch"]["members"])})
             own = {name: artefact.arrays[f"patch/{name}"] for name in wrapper.shapes()}
             facts: dict[str, Any] = {name: artefact.arrays[name] for name in _FACTS}
-            low, high = artefact.meta["box"]
-            about = dict(artefact.meta["about"])
-        except (KeyError, TypeError) as error:
+            low, high = map(float, artefact.meta["box"])
+            about = artefact.meta["about"]
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"the certificate is not whole: {type(error).__name__} {error}") from None
+        if not isinstance(about, Mapping):
+            raise ValueError(f"the certificate is not whole: about must be an object; got {about!r}")
+        if wrapper.space == "features" and not wrapper.boxed:
+            raise ValueError("the certificate is not whole: regions of features have boxes")
         groups, regions, n = len(wrapper.members), sum(wrapper.members), wrapper.dim
         wanted = {"targets": (groups,), "taus": (groups,), "points": (regions, n), "certified": (regions,)}
         for name, shape in (wrapper.shapes() | wanted).items():
             found = {**own, **facts}[name].shape
             if found != shape:
                 raise ValueError(f"the certificate does not fit itself: {name} has shape {found}, not {shape}")
-        facts["certified"] = facts["certified"].astype(bool)
+        _check_numbers(wrapper, own, facts)
         return cls(wrapper=wrapper, own=own, box=(low, high), model_digest=artefact.model_digest, about=about, **facts)
+
+
+def _check_numbers(wrapper: Patch, own: Mapping[str, np.ndarray], facts: Mapping[str, np.ndarray]) -> None:
+    """Raise a ValueError unless arrays have the dtypes and ranges that a certificate's have."""
+    for name, array in own.items():
+        if array.dtype != np.float32:  # what is checked would not be what is served
+            raise ValueError(f"the certificate does not fit itself: {name} has dtype {array.dtype}, not float32")
+    for name, kinds in _KINDS.items():
+        if facts[name].dtype.kind not in kinds:
+            raise ValueError(f"the certificate does not fit itself: {name} has dtype {facts[name].dtype}")
+    for name, array in {**own, **facts}.items():
+        if not np.isfinite(array).all():
+            raise ValueError(f"the certificate holds NaN or infinity in {name}")
+    targets, c = facts["targets"], wrapper.num_classes
+    if targets.min() < 0 or targets.max() >= c:
+        raise ValueError(f"the certificate's targets must be labels from 0 to {c - 1}; got {targets.tolist()}")
+    for name in ("sharpness", "bounds"):
+        if own[name].min() <= 0:
+            raise ValueError(f"the certificate's {name} must be above 0; got {own[name].min():g}")
 
 
 def coordinates(z: Any, origin: Any, basis: Any) -> np.ndarray:

@@ -63,6 +63,10 @@ class Patch:
             raise ValueError("members must name at least one group of regions; got ()")
         for count in self.members:
             _validate.positive_int("members", count)
+        if isinstance(self.rows, bool) or not isinstance(self.rows, int) or self.rows < 0:
+            raise ValueError(f"rows must be an integer of at least 0; got {self.rows!r}")
+        if not isinstance(self.boxed, bool):
+            raise ValueError(f"boxed must be true or false; got {self.boxed!r}")
         if not (self.rows or self.boxed):
             raise ValueError("a region needs half-spaces or a box; got rows=0, boxed=False")
 
