@@ -111,7 +111,7 @@ KEYS = {
     "moments": {"path", "exit_status", "layers", "images", "bytes", "seconds"},
     "unlearn": {"path", "exit_status", "method", "goal_met", "before", "after", "seconds"},
     "evaluate": {"accuracy", "n", "by_class"},
-    "verify": {"holds", "certified", "regions", "shared", "checks"},
+    "verify": {"holds", "certified", "points", "regions", "shared", "checks"},
     "compare": {"path", "exit_status", "before", "runs", "chosen", "left_out"},
     "export": {"path", "like", "tensors", "changed"},
 }

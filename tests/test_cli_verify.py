@@ -72,3 +72,38 @@ def test_a_whole_file_that_says_what_is_not_true_is_exit_status_3(files, tmp_pat
 def test_another_network_is_refused(files, capsys):
     assert verify(files / "c.safetensors", files / "other.npz", "--quiet") == 2
     assert "the certificate was made for another network: its digest is" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"targets": np.array([99])}, "the certificate's targets must be labels from 0 to 9; got [99]"),
+        ({"patch/sharpness": np.float32(0)}, "the certificate's sharpness must be above 0; got 0"),
+    ],
+)
+def test_a_signed_file_of_nonsense_is_one_line(files, tmp_path, capsys, change, message):
+    artefact = artefacts.load(files / "c.safetensors", kind="certificate")
+    artefacts.save(tmp_path / "c.safetensors", dataclasses.replace(artefact, arrays={**artefact.arrays, **change}))
+    assert verify(tmp_path / "c.safetensors", files / "w.npz", "--quiet") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"jaxunlearn: error: {message}"
+
+
+def test_what_is_promised_is_said_by_us_and_not_by_the_file(files, tmp_path, capsys):
+    artefact = artefacts.load(files / "c.safetensors", kind="certificate")
+    about = {**artefact.meta["about"], "statement": "the image was removed from the weights"}
+    meta = {**artefact.meta, "about": about}
+    artefacts.save(tmp_path / "c.safetensors", dataclasses.replace(artefact, meta=meta))
+    assert verify(tmp_path / "c.safetensors", files / "w.npz", "--quiet") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "removed" not in said
+    assert "every input whose features lie in a certified region" in said
+    assert f"{artefact.arrays['targets'][0]} on 1" in said
+    assert "0.001 wide around each region" in said
+
+
+def test_the_same_weights_in_another_network_are_refused(files, capsys):
+    others = ("--mean", "0.4", "--std", "0.2", "--quiet")
+    assert verify(files / "c.safetensors", files / "w.npz", *others) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the certificate is for a network with mean " in line

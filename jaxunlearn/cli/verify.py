@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         verdict = patches.verify(certificate, inside, samples=args.samples, seed=args.seed)
     if args.json:
         checks = [check._asdict() for check in verdict.checks]
-        facts = {name: getattr(verdict, name) for name in ("holds", "certified", "regions", "shared")}
+        facts = {name: getattr(verdict, name) for name in ("holds", "certified", "points", "regions", "shared")}
         _output.machine(facts | {"checks": checks})
     else:
         _tell(args, certificate, inside, verdict, device)
@@ -61,13 +61,14 @@ def _inside(args: argparse.Namespace, certificate: patches.Certificate) -> Model
     """Return the network inside the patch: the weights given, or what is inside the patch there."""
     path = None if args.weights is None else Path(args.weights).expanduser()
     known = certificate.about.get("recipe")
-    if path is not None and not path.is_dir() and known is not None:
-        recipe = Recipe.from_json(json.dumps(known))
+    recipe = None if known is None else Recipe.from_json(json.dumps(known))
+    if path is not None and not path.is_dir() and recipe is not None:
         if args.arch is None and ":" in recipe.arch:
             raise ValueError(f"the certificate is for a network of your own: name it with --model {recipe.arch}")
         if args.arch in (None, recipe.arch) and args.mean is None and args.std is None:
             return convert.load_weights(path, recipe, _model.builder(args))
     model = _model.load(args, None)
+    _check_recipe(model, recipe)
     parts = wrappers.unwrap(model)
     if parts is None or parts.name != "patch":
         return model
@@ -79,19 +80,34 @@ def _inside(args: argparse.Namespace, certificate: patches.Certificate) -> Model
     return parts.model
 
 
+def _check_recipe(model: Model, recipe: Recipe | None) -> None:
+    """Raise a ValueError where the same weights are in another network; the digest is of the weights alone."""
+    mine = model.spec.recipe
+    for name in ("arch", "kwargs", "mean", "std") if mine is not None and recipe is not None else ():
+        found, wanted = getattr(mine, name), getattr(recipe, name)
+        if found != wanted:
+            raise ValueError(f"the certificate is for a network with {name} {wanted}, this one's is {found}")
+
+
 def _tell(
     args: argparse.Namespace, certificate: patches.Certificate, inside: Model, verdict: patches.Verdict, device: str
 ) -> None:
     where = {"input": "inputs", "features": "features in front of the head"}[certificate.wrapper.space]
-    points = verdict.regions - verdict.certified
+    rest = verdict.regions - verdict.certified - verdict.points
     regions = f"{verdict.regions} in {len(certificate.targets)} groups, of {where}"
-    promised = f"{verdict.certified} regions" + (f"; of {points} more the label at one point only" if points else "")
+    promised = f"{verdict.certified} regions"
+    promised += f"; of {verdict.points} more the label at one point only" if verdict.points else ""
+    promised += f"; of {rest} more nothing, a later group lies over their points" if rest else ""
+    given = certificate.targets[certificate.group[certificate.certified]]
+    labels = ", ".join(f"{label} on {(given == label).sum()}" for label in np.unique(given)) or "none"
     _output.facts(
         [
             ("network", _model.describe(inside)),
-            ("certificate", certificate.about.get("statement", "")),
+            ("certificate", patches.STATEMENTS[certificate.wrapper.space]),  # ours: the file may say anything
             ("regions", regions),
             ("promised", promised),
+            ("labels", labels),
+            ("tube", f"{1 / float(certificate.own['sharpness']):.3g} wide around each region, where nothing is promised"),
             ("not promised", f"{100 * verdict.shared:.2f} % of the points sampled there, in reach of a later group"),
             ("device", f"{device}; sampled in float32, {args.samples} points a region"),
         ]
