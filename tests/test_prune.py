@@ -496,7 +496,7 @@ def test_a_label_of_no_number_is_no_label():
 def test_a_network_of_other_sizes_is_named():
     certificate = boxes()[1]
     digest = _tree.model_digest(dense())
-    with pytest.raises(ValueError, match="no features to look at|no head with a kernel"):
+    with pytest.raises(ValueError, match=r"no features to look at|no head with a kernel"):
         patches.verify(dataclasses.replace(certificate, model_digest=digest), dense())
     digest = _tree.model_digest(small())
     with pytest.raises(ValueError, match="another network: 4 values, this one's inputs have 64"):
@@ -550,7 +550,9 @@ def test_a_tie_is_no_promise():
 
 def test_logits_that_are_not_quite_the_heads_fail():
     """Less than a thousandth of the logits, and more than the margin."""
-    bent = small().replace(apply_fn=lambda p, s, x, *, train=False, rngs=None: (small().apply_fn(p, s, x)[0] * 1.0005, s))
+    bent = small().replace(
+        apply_fn=lambda p, s, x, *, train=False, rngs=None: (small().apply_fn(p, s, x)[0] * 1.0005, s)
+    )
     certificate = dataclasses.replace(boxes()[1], model_digest=_tree.model_digest(bent))
     verdict = patches.verify(certificate, bent, samples=20)
     assert {check.name for check in verdict.checks if not check.holds} == {"outside"}
@@ -591,7 +593,7 @@ def test_mistakes_are_one_line():
         with pytest.raises(ValueError, match=message):
             forget(model, x, **changes)
     for model in (flat, far):
-        with pytest.raises(ValueError, match="the network is linear.*so that a patch.* would change every answer"):
+        with pytest.raises(ValueError, match=r"the network is linear.*so that a patch.* would change every answer"):
             forget(model, x[:, :2], space="input")
     bent = small().replace(apply_fn=lambda p, s, x, *, train=False, rngs=None: (jnp.tanh(small()(x)), s))
     with pytest.raises(ValueError, match="the logits are not the head's affine map of its input"):

@@ -107,7 +107,10 @@ def _tell(
             ("regions", regions),
             ("promised", promised),
             ("labels", labels),
-            ("tube", f"{1 / float(certificate.own['sharpness']):.3g} wide around each region, where nothing is promised"),
+            (
+                "tube",
+                f"{1 / float(certificate.own['sharpness']):.3g} wide around each region, where nothing is promised",
+            ),
             ("not promised", f"{100 * verdict.shared:.2f} % of the points sampled there, in reach of a later group"),
             ("device", f"{device}; sampled in float32, {args.samples} points a region"),
         ]

@@ -207,9 +207,7 @@ def _out_of_piece(certificate: Certificate, inside: Model, number: int, polytope
     return float(out.max(initial=0.0))
 
 
-def _rounding(
-    certificate: Certificate, inside: Model, group: int, seen: np.ndarray, largest: np.ndarray
-) -> np.ndarray:
+def _rounding(certificate: Certificate, inside: Model, group: int, seen: np.ndarray, largest: np.ndarray) -> np.ndarray:
     """Return a bound on how far each served logit is from exact arithmetic on the regions of a group, (C,).
 
     Args:
