@@ -515,7 +515,7 @@ def faced(apply_fn, params, classes) -> Model:
 
 def test_a_region_a_hair_too_large_fails():
     """Beyond the face a steep network is soon elsewhere: within 1e-7 of it there are inputs in float32."""
-    steep = lambda p, x: p["b"][None] + jax.nn.relu(x[:, :1] - 0.01) * p["w"][None]  # noqa: E731
+    steep = lambda p, x: p["b"][None] + jax.nn.relu(x[:, :1] - 0.01) * p["w"][None]
     b, w = np.float32([1, 0.5, 0]), np.float32([-1e9, -2e9, 1e9])
     model = faced(steep, {"b": b, "w": w}, 3)
     _, certificate = forget(model, np.float32([[0.005, 0.4]]))
@@ -550,9 +550,8 @@ def test_a_tie_is_no_promise():
 
 def test_logits_that_are_not_quite_the_heads_fail():
     """Less than a thousandth of the logits, and more than the margin."""
-    bent = small().replace(
-        apply_fn=lambda p, s, x, *, train=False, rngs=None: (small().apply_fn(p, s, x)[0] * 1.0005, s)
-    )
+    more = lambda p, s, x, *, train=False, rngs=None: (small().apply_fn(p, s, x)[0] * 1.0005, s)
+    bent = small().replace(apply_fn=more)
     certificate = dataclasses.replace(boxes()[1], model_digest=_tree.model_digest(bent))
     verdict = patches.verify(certificate, bent, samples=20)
     assert {check.name for check in verdict.checks if not check.holds} == {"outside"}

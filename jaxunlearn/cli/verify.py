@@ -98,6 +98,7 @@ def _tell(
     promised = f"{verdict.certified} regions"
     promised += f"; of {verdict.points} more the label at one point only" if verdict.points else ""
     promised += f"; of {rest} more nothing, a later group lies over their points" if rest else ""
+    width = 1 / float(certificate.own["sharpness"])
     given = certificate.targets[certificate.group[certificate.certified]]
     labels = ", ".join(f"{label} on {(given == label).sum()}" for label in np.unique(given)) or "none"
     _output.facts(
@@ -109,7 +110,7 @@ def _tell(
             ("labels", labels),
             (
                 "tube",
-                f"{1 / float(certificate.own['sharpness']):.3g} wide around each region, where nothing is promised",
+                f"{width:.3g} wide around each region, where nothing is promised",
             ),
             ("not promised", f"{100 * verdict.shared:.2f} % of the points sampled there, in reach of a later group"),
             ("device", f"{device}; sampled in float32, {args.samples} points a region"),
