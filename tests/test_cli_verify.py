@@ -103,7 +103,7 @@ def test_what_is_promised_is_said_by_us_and_not_by_the_file(files, tmp_path, cap
 
 
 def test_the_same_weights_in_another_network_are_refused(files, capsys):
-    others = ("--mean", "0.4", "--std", "0.2", "--quiet")
+    others = ("--num-classes", "10", "--input-shape", "8,8,1", "--mean", "0.4", "--std", "0.2", "--quiet")
     assert verify(files / "c.safetensors", files / "w.npz", *others) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "the certificate is for a network with mean " in line
