@@ -104,7 +104,7 @@ def _tell(
     _output.facts(
         [
             ("network", _model.describe(inside)),
-            ("certificate", patches.STATEMENTS[certificate.wrapper.space]),  # ours: the file may say anything
+            ("certificate", certificate.statement),
             ("regions", regions),
             ("promised", promised),
             ("labels", labels),

@@ -15,13 +15,12 @@ from jaxunlearn.patches.affine import (
     smallest,
     smallest_on_boxes,
 )
-from jaxunlearn.patches.certificate import STATEMENTS, Certificate, coordinates, features, head_in_coordinates
+from jaxunlearn.patches.certificate import Certificate, coordinates, features, head_in_coordinates
 from jaxunlearn.patches.piecewise import NotPiecewiseLinearError, Piece, count_conditions, linear_piece
 from jaxunlearn.patches.polytope import Polytope
 from jaxunlearn.patches.verify import Check, Verdict, confirmed, verify
 
 __all__ = [
-    "STATEMENTS",
     "AffinePatch",
     "Certificate",
     "Check",

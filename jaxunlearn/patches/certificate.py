@@ -32,7 +32,7 @@ _KINDS = {"targets": "iu", "taus": "f", "points": "f", "certified": "b"}
 #: Inputs whose features are computed at a time.
 BATCH = 64
 #: Space -> what is promised.
-STATEMENTS = {
+_STATEMENTS = {
     "input": "every input in a certified region, outside the supports of later groups, gets the target's label",
     "features": "every input whose features lie in a certified region, outside the supports of later groups, gets the "
     "target's label",
@@ -77,6 +77,11 @@ class Certificate:
             return np.full((len(self.targets), self.wrapper.dim), max(map(abs, self.box)))
         ends = np.maximum(np.abs(self.own["low"]), np.abs(self.own["high"])).astype(np.float64)
         return np.array([ends[self.group == j].max(axis=0) for j in range(len(self.targets))])
+
+    @property
+    def statement(self) -> str:
+        """What is promised, in this library's words whatever a file says."""
+        return _STATEMENTS[self.wrapper.space]
 
     @functools.cached_property
     def inverse(self) -> np.ndarray | None:
