@@ -216,8 +216,8 @@ def _unlearn(args: argparse.Namespace, spec: MethodSpec, config: Any, command: s
     with _errors.user_input(), _run.timed(seconds, "load"), _progress.shown(quiet=args.quiet):
         request, previous, reading = _request.read(args, spec)
         problem = request.problem(spec)
-        loop.check(spec, problem, config)
         _request.check_layers(request, config)
+        loop.check(spec, problem, config)
         if not args.dry_run:
             _data.look(request.source, request.sets())
     if args.dry_run:
