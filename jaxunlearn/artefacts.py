@@ -78,6 +78,7 @@ def load(path: str | os.PathLike[str], *, kind: str | None = None, model: Model 
       OSError: the file is missing or cannot be read.
       ValueError: not an artefact, a damaged or changed one, one of another kind, version or model.
 
+    >>> import tempfile
     >>> folder = tempfile.mkdtemp()
     >>> made = Artefact(kind="codes", version=1, arrays={"x": np.zeros((2, 3))}, meta={"seed": 0}, model_digest="0")
     >>> save(f"{folder}/codes.safetensors", made)
