@@ -271,7 +271,7 @@ def test_images_from_the_network_are_made_for_methods_that_use_them(argv, tmp_pa
 
 def test_two_artefacts_of_a_kind_are_one_too_many(tmp_path):
     from jaxunlearn import methods
-    from jaxunlearn.cli import _request
+    from jaxunlearn.cli import _model, _request
     from jaxunlearn.testing import tiny_problem
 
     model = tiny_problem().model
@@ -280,7 +280,7 @@ def test_two_artefacts_of_a_kind_are_one_too_many(tmp_path):
         made = Artefact(kind="codes", version=1, arrays={"x": np.zeros(2)}, meta={}, model_digest=_digest(model))
         artefacts.save(file, made)
     with pytest.raises(ValueError, match=r"b.safetensors is a second one of kind 'codes': give one of a kind"):
-        _comparison._artefacts(files, model)
+        _model.offered(files, model)
     with pytest.raises(ValueError, match=r"b.safetensors is a second one of kind 'codes': give one of a kind"):
         _request._artefacts(files, methods.get("mnemonic"), model, None)
 

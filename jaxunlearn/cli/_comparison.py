@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxunlearn import _files, _memo, _tree, artefacts, audits, data as data_sources, loop, methods, proxies
+from jaxunlearn import _files, _memo, _tree, audits, data as data_sources, loop, methods, proxies
 from jaxunlearn._types import Artefact, MethodSpec, Model, Problem
 from jaxunlearn.cli import _data, _device, _errors, _flags, _model, _process, _progress, _proxies, _run
 from jaxunlearn.job import digests
@@ -171,7 +171,7 @@ def before(args: argparse.Namespace) -> dict[str, Any]:
     """Check what is asked, measure the network as it is, and return the facts that all runs share."""
     with _errors.user_input():
         request = _request(args)
-        found = _artefacts(args.artefact, request.model)
+        found = _model.offered(args.artefact, request.model)
     measured = _run.Measured(request.model, request, when="before")
     spec = request.model.spec
     return {
@@ -264,7 +264,7 @@ def _problem(
     """Return what is asked of a method, with the network and the forget set that the comparison began with."""
     with _errors.user_input():
         request = _request(args)
-        offered = _artefacts(args.artefact, request.model)
+        offered = _model.offered(args.artefact, request.model)
         now = _same(request, offered)
         for name, what in _OTHER.items():
             if name in facts and now[name] != facts[name]:
@@ -332,16 +332,6 @@ def _request(args: argparse.Namespace) -> _run.Request:
         public=_data.public(args, model, args.forget_seed),
         limits=limits,
     )
-
-
-def _artefacts(files: list[str], model: Model) -> dict[str, Artefact]:
-    found: dict[str, Artefact] = {}
-    for file in files:
-        artefact = artefacts.load(file, model=model)
-        if artefact.kind in found:
-            raise ValueError(f"--artefact {file} is a second one of kind {artefact.kind!r}: give one of a kind")
-        found[artefact.kind] = artefact
-    return found
 
 
 def _can_be_deep(model: Model) -> bool:

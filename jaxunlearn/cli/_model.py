@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxunlearn import _tree, checkpoint, convert, models
-from jaxunlearn._types import Model, Recipe
+from jaxunlearn import _tree, artefacts, checkpoint, convert, models
+from jaxunlearn._types import Artefact, Model, Recipe
 from jaxunlearn.cli import _errors
 from jaxunlearn.convert import huggingface
 from jaxunlearn.data import Source
@@ -52,6 +52,17 @@ def load(args: argparse.Namespace, source: Source | None, run: Any = None) -> Mo
             asked = f"--arch is missing: which network are the weights of {path.name} for?"
             raise ValueError(asked + (f" They fit {fitting}" if fitting else ""))
         return _from_file(args, path, source)
+
+
+def offered(files: Sequence[str], model: Model) -> dict[str, Artefact]:
+    """Return the artefacts of ``--artefact`` by kind, in their order; raise ValueError for another model's, or two."""
+    found: dict[str, Artefact] = {}
+    for file in files:
+        artefact = artefacts.load(file, model=model)
+        if artefact.kind in found:
+            raise ValueError(f"--artefact {file} is a second one of kind {artefact.kind!r}: give one of a kind")
+        found[artefact.kind] = artefact
+    return found
 
 
 def builder(args: argparse.Namespace) -> Callable[..., Model]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import artefacts, convert, curvature, data as data_sources, report
+from jaxunlearn import convert, curvature, data as data_sources, report
 from jaxunlearn._types import Artefact, MethodSpec, Model
 from jaxunlearn.cli import _data, _model, _run
 from jaxunlearn.job.previous import earlier_of, first_network, left_behind, original
@@ -105,16 +105,12 @@ def _artefacts(
     files: Sequence[str], spec: MethodSpec, model: Model, previous: report.Run | None
 ) -> dict[str, Artefact]:
     """Return what the user offers by kind, and what an earlier run left behind for the network that it made."""
-    found, given = {} if previous is None else left_behind(previous, model), dict[str, Artefact]()
-    for file in files:
-        artefact = artefacts.load(file, model=model)
-        if artefact.kind not in (*spec.needs, *spec.uses):
-            what = f"{Path(file).name}, an artefact of kind {artefact.kind!r}"
+    given = _model.offered(files, model)
+    for file, kind in zip(files, given, strict=True):
+        if kind not in (*spec.needs, *spec.uses):
+            what = f"{Path(file).name}, an artefact of kind {kind!r}"
             raise ValueError(f"method {spec.name!r} has no use for {what}; leave it out")
-        if artefact.kind in given:
-            raise ValueError(f"--artefact {file} is a second one of kind {artefact.kind!r}: give one of a kind")
-        given[artefact.kind] = artefact
-    return found | given
+    return ({} if previous is None else left_behind(previous, model)) | given
 
 
 def _anchors(file: str | None, model: Model) -> dict[str, Any]:
